@@ -98,7 +98,7 @@ impl fmt::Display for SnapshotVersion {
 
 /// Names one request in logs and events: 16 characters of URL-safe base64, from 12 random bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct RayId([u8; RayId::LEN]);
+pub struct RayId([u8; Self::LEN]);
 
 impl RayId {
     /// Length of the text, in characters.
@@ -111,7 +111,9 @@ impl RayId {
             b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
         let mut text = [b'A'; Self::LEN];
         for (chars, bytes) in text.chunks_exact_mut(4).zip(random.chunks_exact(3)) {
-            let word = bytes.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+            let word = bytes
+                .iter()
+                .fold(0u32, |word, byte| word << 8 | u32::from(*byte));
             for (char, shift) in chars.iter_mut().zip([18u32, 12, 6, 0]) {
                 let index = (word >> shift) & 63;
                 *char = ALPHABET.get(index as usize).copied().unwrap_or(b'A');
@@ -157,13 +159,19 @@ mod tests {
         for bad in [0, -1, i64::from(i32::MAX) + 1, i64::MIN] {
             assert!(KmsConfigId::new(bad).is_none(), "{bad}");
         }
-        assert_eq!(KmsConfigId::new(i64::from(i32::MAX)).unwrap().number(), i32::MAX);
+        assert_eq!(
+            KmsConfigId::new(i64::from(i32::MAX)).unwrap().number(),
+            i32::MAX
+        );
     }
 
     #[test]
     fn a_ray_id_is_url_safe_base64() {
         assert_eq!(RayId::from_random([0; 12]).as_str(), "AAAAAAAAAAAAAAAA");
         assert_eq!(RayId::from_random([0xff; 12]).as_str(), "________________");
-        assert_eq!(RayId::from_random(*b"hello, world").as_str(), "aGVsbG8sIHdvcmxk");
+        assert_eq!(
+            RayId::from_random(*b"hello, world").as_str(),
+            "aGVsbG8sIHdvcmxk"
+        );
     }
 }

@@ -3,9 +3,14 @@
 //! No I/O and no clock in here: bytes in, values out, and back. Nothing in this crate panics on bytes from outside.
 #![forbid(unsafe_code)]
 
+pub mod api;
 mod code;
+pub mod edek;
+pub mod event;
 mod ids;
+mod json;
 mod secret;
+pub mod snapshot;
 
 pub use code::TspCode;
 pub use ids::{KmsConfigId, RayId, SnapshotVersion, TenantId};

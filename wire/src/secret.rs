@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize, Zeroizing};
 
 /// A document encryption key: 32 bytes.
-pub struct Dek(Zeroizing<Box<[u8; Dek::LEN]>>);
+pub struct Dek(Box<Zeroizing<[u8; Self::LEN]>>);
 
 impl Dek {
     /// Size of every DEK, in bytes. The published SDKs accept no other.
@@ -17,9 +17,9 @@ impl Dek {
 
     /// Makes a DEK in place: `fill` writes all of its bytes.
     pub fn fill_with(fill: impl FnOnce(&mut [u8; Self::LEN])) -> Self {
-        let mut bytes = Box::new([0u8; Self::LEN]);
+        let mut bytes = Box::new(Zeroizing::new([0u8; Self::LEN]));
         fill(&mut bytes);
-        Self(Zeroizing::new(bytes))
+        Self(bytes)
     }
 
     /// Like [`Dek::fill_with`], for a source that can fail; the half-filled box is wiped then.
@@ -29,7 +29,7 @@ impl Dek {
     pub fn try_fill_with<E>(
         fill: impl FnOnce(&mut [u8; Self::LEN]) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let mut bytes = Zeroizing::new(Box::new([0u8; Self::LEN]));
+        let mut bytes = Box::new(Zeroizing::new([0u8; Self::LEN]));
         fill(&mut bytes)?;
         Ok(Self(bytes))
     }
@@ -55,12 +55,12 @@ impl fmt::Debug for Dek {
 }
 
 /// Any other secret: a credential, a private key, a token.
-pub struct Secret<T: Zeroize>(Zeroizing<Box<T>>);
+pub struct Secret<T: Zeroize>(Box<Zeroizing<T>>);
 
 impl<T: Zeroize> Secret<T> {
     /// Takes `value` over. It should not have been copied on its way here.
     pub fn new(value: T) -> Self {
-        Self(Zeroizing::new(Box::new(value)))
+        Self(Box::new(Zeroizing::new(value)))
     }
 
     /// The secret itself.
@@ -80,7 +80,10 @@ impl Secret<String> {
     /// Whether both hold the same text. Takes the same time wherever they differ.
     #[must_use]
     pub fn same_as(&self, other: &Self) -> bool {
-        self.expose().as_bytes().ct_eq(other.expose().as_bytes()).into()
+        self.expose()
+            .as_bytes()
+            .ct_eq(other.expose().as_bytes())
+            .into()
     }
 }
 

@@ -1,0 +1,130 @@
+//! EDEKs: the protobuf message that clients store beside their data, and give back to have it unwrapped.
+//!
+//! `proto/edek.proto` documents the wire form. Customers keep these bytes for years, so the form never changes.
+
+use std::fmt;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD_PAD_INDIFFERENT as BASE64};
+use prost::Message as _;
+
+use crate::KmsConfigId;
+
+/// Longest EDEK that is looked at, in decoded bytes. AWS KMS makes the longest ciphertexts, at most 6 144 bytes; a
+/// leased EDEK holds one of them. It bounds what a hostile one can make us allocate, about fifty times its own size.
+pub const EDEK_BYTES_MAX: usize = 16 << 10;
+
+/// One DEK as one KMS config wrapped it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct EncryptedDek {
+    /// Not leased: what the KMS made of the DEK. Leased: AES-256-GCM ciphertext and tag under the leased key, 48 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub encrypted_dek_data: Vec<u8>,
+    /// The KMS config, from 1.
+    #[prost(int32, tag = "2")]
+    pub kms_config_id: i32,
+    /// 0 if not leased; else the leased key's id, from 1.
+    #[prost(int32, tag = "3")]
+    pub leased_key_id: i32,
+    /// Leased only: the nonce of AES-GCM, 12 bytes.
+    #[prost(bytes = "vec", tag = "4")]
+    pub leased_key_iv: Vec<u8>,
+    /// Leased only: the leased key as the KMS wrapped it, a serialized [`EncryptedDeks`] with one entry.
+    #[prost(bytes = "vec", tag = "5")]
+    pub encrypted_leased_key_data: Vec<u8>,
+    /// Set by some clients to what they like, never by us. Bytes, so that no value of it makes the EDEK unreadable.
+    #[prost(bytes = "vec", tag = "6")]
+    pub tenant_id: Vec<u8>,
+}
+
+/// What is called an EDEK everywhere else. We write exactly one entry and accept several.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct EncryptedDeks {
+    /// The entries; what uses them takes the first whose KMS config is active for the tenant.
+    #[prost(message, repeated, tag = "1")]
+    pub encrypted_deks: Vec<EncryptedDek>,
+}
+
+impl EncryptedDeks {
+    /// Reads a serialized message, such as [`EncryptedDek::encrypted_leased_key_data`].
+    ///
+    /// # Errors
+    /// [`InvalidEdek`] if the bytes are too many, are not this message, or hold no entry.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidEdek> {
+        if bytes.len() > EDEK_BYTES_MAX {
+            return Err(InvalidEdek::TooLong);
+        }
+        let edek = Self::decode(bytes).map_err(|_| InvalidEdek::NotProtobuf)?;
+        if edek.encrypted_deks.is_empty() {
+            return Err(InvalidEdek::NoEntry);
+        }
+        Ok(edek)
+    }
+}
+
+/// Why something given as an EDEK is none. The client caused it; the code is
+/// [`TspCode::InvalidProvidedEdek`](crate::TspCode::InvalidProvidedEdek), and `Display` is the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InvalidEdek {
+    /// Not base64 in the standard alphabet, or ended in bits that no encoder leaves.
+    NotBase64,
+    /// More than [`EDEK_BYTES_MAX`] bytes.
+    TooLong,
+    /// Not the protobuf message.
+    NotProtobuf,
+    /// The message, with nothing in it.
+    NoEntry,
+}
+
+impl fmt::Display for InvalidEdek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let detail = match self {
+            Self::NotBase64 => "it is not valid base64 in the standard alphabet",
+            Self::TooLong => "it is longer than any EDEK",
+            Self::NotProtobuf => "it could not be decoded",
+            Self::NoEntry => "it is empty",
+        };
+        // The first words are what some clients' own tests search for.
+        write!(f, "Provided EDEK didn't contain IronCore EDEKs ({detail}).")
+    }
+}
+
+impl std::error::Error for InvalidEdek {}
+
+/// Reads an EDEK as clients send it. Missing padding and surrounding ASCII white space do not matter.
+///
+/// # Errors
+/// [`InvalidEdek`] says in which way it is none.
+pub fn parse(base64_text: &str) -> Result<EncryptedDeks, InvalidEdek> {
+    let text = base64_text.trim_ascii();
+    if text.len() > EDEK_BYTES_MAX.div_ceil(3) * 4 {
+        return Err(InvalidEdek::TooLong);
+    }
+    let bytes = BASE64.decode(text).map_err(|_| InvalidEdek::NotBase64)?;
+    EncryptedDeks::from_bytes(&bytes)
+}
+
+/// Serializes an EDEK that is not leased: one entry, fields in ascending order.
+#[must_use]
+pub fn encode_unleased(id: KmsConfigId, blob: &[u8]) -> Vec<u8> {
+    let entry = EncryptedDek {
+        encrypted_dek_data: blob.to_vec(),
+        kms_config_id: id.number(),
+        ..EncryptedDek::default()
+    };
+    EncryptedDeks {
+        encrypted_deks: vec![entry],
+    }
+    .encode_to_vec()
+}
+
+/// Whether alloy would take these bytes for its own document header instead of an EDEK.
+///
+/// It looks at the fifth and sixth byte only. Where the EDEK is not leased and shorter than 128 bytes, those are the
+/// first two of what the KMS made, so a KMS whose ciphertexts start like this must not be used without a prefix.
+#[must_use]
+pub fn looks_like_alloy_header(edek: &[u8]) -> bool {
+    let (Some(kind), Some(zero)) = (edek.get(4), edek.get(5)) else {
+        return false;
+    };
+    matches!(kind >> 4, 0 | 4 | 8) && matches!(kind & 0x0f, 0..=2) && *zero == 0
+}

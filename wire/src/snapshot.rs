@@ -1,0 +1,76 @@
+//! Snapshots: all tenants and their KMS configs at one version, as the source of configurations gives them.
+//!
+//! Plain structs, not yet checked. Credentials are in [`Secret`]; nothing here can be cloned or serialized.
+
+use crate::{Secret, SnapshotVersion};
+
+/// The whole state of configurations at one version.
+#[derive(Debug)]
+pub struct SnapshotDoc {
+    /// Counts up with every change.
+    pub version: SnapshotVersion,
+    /// All KMS configs.
+    pub kms: Vec<KmsConfigDoc>,
+    /// All tenants.
+    pub tenants: Vec<TenantDoc>,
+}
+
+/// One key in one KMS, and how to reach it.
+#[derive(Debug)]
+pub struct KmsConfigDoc {
+    /// Its permanent number; valid as [`KmsConfigId`](crate::KmsConfigId) has it.
+    pub id: i64,
+    /// Whether the proxy may lease keys from it, and so spare it a call per document.
+    pub leasing_allowed: bool,
+    /// The key and the credentials for it.
+    pub key: KmsKeyDoc,
+    /// URL that replaces the provider's public one: a private endpoint, a proxy, a simulator.
+    pub endpoint: Option<String>,
+    /// Whether `endpoint` may be plain `http`.
+    pub allow_insecure: bool,
+    /// Root certificates in PEM that replace the public ones for this endpoint.
+    pub ca_pem: Option<String>,
+}
+
+/// A key of one kind of KMS.
+#[derive(Debug)]
+pub enum KmsKeyDoc {
+    /// The built-in KMS: the key itself, for AES-256-GCM.
+    Local {
+        /// 32 random bytes.
+        key: Secret<[u8; 32]>,
+    },
+    /// AWS KMS.
+    Aws {
+        /// Key id, key ARN, alias name or alias ARN.
+        key_id: String,
+        /// Such as `eu-central-1`.
+        region: String,
+        /// Names the credential; not secret.
+        access_key_id: String,
+        /// Signs the requests.
+        secret_access_key: Secret<String>,
+        /// Goes with temporary credentials.
+        session_token: Option<Secret<String>>,
+    },
+}
+
+/// One tenant and the KMS configs that serve it.
+#[derive(Debug)]
+pub struct TenantDoc {
+    /// The vendor's id of the tenant; valid as [`TenantId`](crate::TenantId) has it.
+    pub id: String,
+    /// Its KMS configs. At most one is primary.
+    pub assignments: Vec<AssignmentDoc>,
+}
+
+/// Links a tenant to a KMS config.
+#[derive(Debug)]
+pub struct AssignmentDoc {
+    /// Number of the KMS config.
+    pub kms: i64,
+    /// Whether it may be used at all.
+    pub active: bool,
+    /// Whether new data is encrypted with it. Only an active one can be primary.
+    pub primary: bool,
+}
