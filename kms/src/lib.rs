@@ -1,1 +1,186 @@
-//! Placeholder.
+//! The tenants' KMSs: how to ask each one to wrap or unwrap a document key, and what its answers mean.
+//!
+//! Nothing in here opens a socket or reads a clock. A provider turns a key into request bytes and answer bytes into a
+//! key or an error; the caller carries the bytes and passes the time in. So all of it can be tested with plain values.
+//!
+//! # The shape of a provider
+//!
+//! One file per KMS, each with one type that is made from a [`KmsConfigDoc`] and cannot be wrong afterwards: what is
+//! mistyped in a configuration becomes a [`ConfigError`] that names the member, before any call. The type has
+//!
+//! - `endpoint()`: where to connect. It is also the key of the caller's connection pools;
+//! - `wrap_request(&dek, &mut session, now)` and `unwrap_request(blob, &mut session, now)`: a signed POST, complete
+//!   but for `content-length`, which the transport knows;
+//! - `read_wrap(&answer)` and `read_unwrap(&answer)`: the blob or the key, or a [`KmsError`].
+//!
+//! All that changes between calls lives in a [`Session`], one per shard and configuration, so that the provider itself
+//! is immutable and cores share nothing: keys derived from credentials, tokens, and what is known about the clock.
+//!
+//! A [`KmsError`] decides for itself whether another attempt makes sense ([`KmsError::retry`]); the caller decides only
+//! whether the deadline allows it. [`Retry::AfterClockRepair`] asks for [`Session::repair`] first.
+//!
+//! [`LocalKms`] is the exception: it answers at once, without a request.
+//!
+//! # Credentials that take a call of their own
+//!
+//! An assumed role, an OAuth grant or a login is one more request before the first. Such a provider adds two functions:
+//! one that says, from the session and the time, that a token is due (absent, close to its end, or refused), and gives
+//! the endpoint and the request that fetch it; and one that reads the answer into the session, as a secret with the
+//! time at which to renew it. `wrap_request` then takes the token from the session, and an error that means "token
+//! refused" drops it and says so by a [`Retry`] of its own. When to fetch, who waits for whom, and how long a refusal
+//! is remembered stay with the caller, as connections do.
+#![forbid(unsafe_code)]
+
+mod aws;
+mod config;
+mod error;
+mod http;
+mod local;
+mod session;
+mod text;
+
+use std::fmt;
+
+use aws::AwsKey;
+use tsp_wire::snapshot::{KmsConfigDoc, KmsKeyDoc};
+
+pub use self::{
+    aws::AwsKms,
+    config::ConfigError,
+    error::{KmsError, KmsErrorKind, Retry},
+    http::{Endpoint, HttpAnswer, HttpRequest, Roots},
+    local::LocalKms,
+    session::Session,
+};
+
+/// One KMS config, ready for use.
+#[derive(Debug)]
+pub enum Kms {
+    /// The built-in KMS, which needs no network.
+    Local(LocalKms),
+    /// AWS KMS.
+    Aws(Box<AwsKms>),
+}
+
+impl Kms {
+    /// Checks a configuration and makes it ready for use. Copies its secrets; the document can be dropped.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first member that cannot be right, and what is expected there.
+    pub fn from_doc(doc: &KmsConfigDoc) -> Result<Self, ConfigError> {
+        match &doc.key {
+            KmsKeyDoc::Local { key } => Ok(Self::Local(LocalKms::new(key))),
+            KmsKeyDoc::Aws {
+                key_id,
+                region,
+                access_key_id,
+                secret_access_key,
+                session_token,
+            } => {
+                let key = AwsKey {
+                    key_id,
+                    region,
+                    access_key_id,
+                    secret_access_key,
+                    session_token: session_token.as_ref(),
+                };
+                Ok(Self::Aws(Box::new(AwsKms::from_doc(doc, &key)?)))
+            }
+        }
+    }
+
+    /// Which KMS this is.
+    #[must_use]
+    pub fn kind(&self) -> KmsKind {
+        match self {
+            Self::Local(_) => KmsKind::Local,
+            Self::Aws(_) => KmsKind::Aws,
+        }
+    }
+}
+
+/// The kinds of KMS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KmsKind {
+    /// AWS Key Management Service.
+    Aws,
+    /// Google Cloud Key Management Service.
+    Gcp,
+    /// Azure Key Vault and Managed HSM.
+    Azure,
+    /// Thales CipherTrust Manager.
+    Thales,
+    /// The built-in KMS.
+    Local,
+}
+
+impl KmsKind {
+    /// The name in configurations and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Aws => "AWS",
+            Self::Gcp => "GCP",
+            Self::Azure => "AZURE",
+            Self::Thales => "THALES",
+            Self::Local => "LOCAL",
+        }
+    }
+
+    /// The name in sentences.
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Aws => "AWS KMS",
+            Self::Gcp => "Google Cloud KMS",
+            Self::Azure => "Azure Key Vault",
+            Self::Thales => "Thales CipherTrust",
+            Self::Local => "local KMS",
+        }
+    }
+}
+
+impl fmt::Display for KmsKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a KMS is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KmsOperation {
+    /// Encrypt a DEK.
+    Wrap,
+    /// Decrypt a DEK.
+    Unwrap,
+}
+
+impl KmsOperation {
+    /// The label in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Wrap => "wrap",
+            Self::Unwrap => "unwrap",
+        }
+    }
+
+    /// What failed when the KMS understood us but gave nothing usable.
+    const fn failed(self) -> KmsErrorKind {
+        match self {
+            Self::Wrap => KmsErrorKind::WrapFailed,
+            Self::Unwrap => KmsErrorKind::UnwrapFailed,
+        }
+    }
+}
+
+impl fmt::Display for KmsOperation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+// A snapshot of configurations is built on one thread and read on all the others.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Kms>();
+};

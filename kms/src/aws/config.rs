@@ -1,0 +1,192 @@
+//! What a configuration for AWS KMS may hold. What comes out of here cannot make a request that is not one.
+
+use tsp_wire::{Secret, snapshot::KmsConfigDoc};
+
+use super::{AwsKms, sigv4::Signer};
+use crate::{ConfigError, Endpoint, config::visible};
+
+/// Longest access key id, in bytes: the API's own limit.
+const ACCESS_KEY_ID_BYTES_MAX: usize = 128;
+/// Longest secret access key, in bytes: real ones have 40.
+const SECRET_ACCESS_KEY_BYTES_MAX: usize = 256;
+/// Longest session token, in bytes: real ones stay below 4 KiB, and it travels in a header.
+const SESSION_TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// Longest key id, in bytes: the API's own limit.
+const KEY_ID_BYTES_MAX: usize = 2048;
+
+/// The members of a configuration that only AWS has.
+pub(crate) struct AwsKey<'a> {
+    pub(crate) key_id: &'a str,
+    pub(crate) region: &'a str,
+    pub(crate) access_key_id: &'a str,
+    pub(crate) secret_access_key: &'a Secret<String>,
+    pub(crate) session_token: Option<&'a Secret<String>>,
+}
+
+impl AwsKms {
+    /// Checks a configuration.
+    pub(crate) fn from_doc(doc: &KmsConfigDoc, key: &AwsKey<'_>) -> Result<Self, ConfigError> {
+        let partition = check_region(key.region)?;
+        let unwrap_names_key = check_key_id(key.key_id, partition)?;
+        let access_key_sound = (1..=ACCESS_KEY_ID_BYTES_MAX).contains(&key.access_key_id.len())
+            && key
+                .access_key_id
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if !access_key_sound {
+            return Err(ConfigError::new(
+                "access_key_id",
+                "an AWS access key id, such as AKIA followed by 16 letters and digits",
+            ));
+        }
+        if !visible(key.secret_access_key.expose(), SECRET_ACCESS_KEY_BYTES_MAX) {
+            return Err(ConfigError::new(
+                "secret_access_key",
+                "an AWS secret access key: 40 visible characters without blanks",
+            ));
+        }
+        if key
+            .session_token
+            .is_some_and(|t| !visible(t.expose(), SESSION_TOKEN_BYTES_MAX))
+        {
+            return Err(ConfigError::new(
+                "session_token",
+                "absent, or the session token that goes with temporary credentials, in one line without blanks",
+            ));
+        }
+        let endpoint =
+            Endpoint::from_doc(doc, &format!("kms.{}.{}", key.region, partition.suffix))?;
+        let key_id_json = serde_json::Value::from(key.key_id).to_string();
+        let copy = |secret: &Secret<String>| Secret::new(secret.expose().clone());
+        let signer = Signer::new(
+            key.access_key_id.to_owned(),
+            copy(key.secret_access_key),
+            key.session_token.map(copy),
+            key.region.to_owned(),
+            Self::SERVICE,
+        );
+        Ok(Self {
+            host: endpoint.host_header(),
+            endpoint,
+            signer,
+            key_id_json,
+            unwrap_names_key,
+        })
+    }
+}
+
+/// A partition of AWS: regions that share accounts, and the domain that serves them.
+#[derive(Debug, PartialEq, Eq)]
+struct Partition {
+    /// As ARNs name it.
+    name: &'static str,
+    /// What its regions begin with.
+    region_prefix: &'static str,
+    /// What the hosts of its services end with.
+    suffix: &'static str,
+}
+
+const fn partition(
+    name: &'static str,
+    region_prefix: &'static str,
+    suffix: &'static str,
+) -> Partition {
+    Partition {
+        name,
+        region_prefix,
+        suffix,
+    }
+}
+
+/// The commercial partition, also for regions of a shape that is not known yet.
+const COMMERCIAL: Partition = partition("aws", "", "amazonaws.com");
+
+/// All others, from the AWS SDKs' endpoint rules.
+const PARTITIONS: [Partition; 7] = [
+    partition("aws-cn", "cn-", "amazonaws.com.cn"),
+    partition("aws-us-gov", "us-gov-", "amazonaws.com"),
+    partition("aws-eusc", "eusc-", "amazonaws.eu"),
+    partition("aws-iso", "us-iso-", "c2s.ic.gov"),
+    partition("aws-iso-b", "us-isob-", "sc2s.sgov.gov"),
+    partition("aws-iso-e", "eu-isoe-", "cloud.adc-e.uk"),
+    partition("aws-iso-f", "us-isof-", "csp.hci.ic.gov"),
+];
+
+impl Partition {
+    fn of_region(region: &str) -> &'static Self {
+        PARTITIONS
+            .iter()
+            .find(|partition| region.starts_with(partition.region_prefix))
+            .unwrap_or(&COMMERCIAL)
+    }
+}
+
+fn check_region(region: &str) -> Result<&'static Partition, ConfigError> {
+    if is_region(region) {
+        Ok(Partition::of_region(region))
+    } else {
+        Err(ConfigError::new(
+            "region",
+            "an AWS region in lower case, such as eu-central-1",
+        ))
+    }
+}
+
+/// Whether `region` can be one: it becomes a label of a host name and a part of the signature's scope.
+fn is_region(region: &str) -> bool {
+    (1..=63).contains(&region.len())
+        && region
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !region.starts_with('-')
+        && !region.ends_with('-')
+}
+
+/// Checks a key's id, and tells whether an unwrap may name it: it may unless it is an alias.
+fn check_key_id(key_id: &str, partition: &Partition) -> Result<bool, ConfigError> {
+    let wrong = || {
+        ConfigError::new(
+            "key_id",
+            "a key id, `alias/` and a name, or the ARN of either \
+             (arn:PARTITION:kms:REGION:ACCOUNT:key/ID or …:alias/NAME)",
+        )
+    };
+    if key_id.len() > KEY_ID_BYTES_MAX {
+        return Err(wrong());
+    }
+    let Some(arn) = key_id.strip_prefix("arn:") else {
+        return resource(key_id, "").ok_or_else(wrong);
+    };
+    let mut parts = arn.splitn(5, ':');
+    let mut part = || parts.next().ok_or_else(wrong);
+    let (arn_partition, service, region, account) = (part()?, part()?, part()?, part()?);
+    let names_key = resource(part()?, "key/").ok_or_else(wrong)?;
+    let account_sound = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
+    if service != AwsKms::SERVICE || !account_sound || !is_region(region) {
+        return Err(wrong());
+    }
+    if arn_partition != partition.name || Partition::of_region(region) != partition {
+        return Err(ConfigError::new(
+            "key_id",
+            format!(
+                "a key in the partition of the configured region: arn:{}:kms:…",
+                partition.name
+            ),
+        ));
+    }
+    Ok(names_key)
+}
+
+/// Whether `text` names a key (true) or an alias (false); `None` if neither.
+fn resource(text: &str, key_prefix: &str) -> Option<bool> {
+    if let Some(name) = text.strip_prefix("alias/") {
+        let sound = !name.is_empty() && !name.chars().any(|c| c.is_control() || c.is_whitespace());
+        return sound.then_some(false);
+    }
+    let id = text.strip_prefix(key_prefix)?;
+    let sound = !id.is_empty()
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    sound.then_some(true)
+}

@@ -1,0 +1,250 @@
+//! Why a KMS did not do what it was asked, and what to do about it.
+
+use std::{
+    borrow::Cow,
+    fmt,
+    time::{Duration, SystemTime},
+};
+
+use tsp_wire::TspCode;
+
+use crate::{KmsKind, KmsOperation, text};
+
+/// A failed operation at a tenant's KMS.
+///
+/// `Display` is the message for whoever called the proxy: provider, operation, the KMS's own code and request id, its
+/// sentence, and who can mend it. Everything that came from the KMS has been cleaned: one line, printable, bounded, and
+/// without anything that could be a key, a token or a ciphertext.
+#[derive(Clone, Debug)]
+pub struct KmsError {
+    kind: KmsErrorKind,
+    provider: KmsKind,
+    operation: KmsOperation,
+    retry: Retry,
+    code: Option<Cow<'static, str>>,
+    request_id: Option<Box<str>>,
+    sentence: Cow<'static, str>,
+}
+
+impl KmsError {
+    pub(crate) fn new(
+        kind: KmsErrorKind,
+        provider: KmsKind,
+        operation: KmsOperation,
+        sentence: &str,
+    ) -> Self {
+        Self {
+            kind,
+            provider,
+            operation,
+            retry: Retry::No,
+            code: None,
+            request_id: None,
+            sentence: text::clean(sentence, text::SENTENCE_CHARS_MAX).into(),
+        }
+    }
+
+    /// An error whose sentence is ours, so that it needs no cleaning.
+    pub(crate) fn stated(
+        kind: KmsErrorKind,
+        provider: KmsKind,
+        operation: KmsOperation,
+        sentence: &'static str,
+    ) -> Self {
+        Self {
+            kind,
+            provider,
+            operation,
+            retry: Retry::No,
+            code: None,
+            request_id: None,
+            sentence: Cow::Borrowed(sentence),
+        }
+    }
+
+    pub(crate) fn with_retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// Adds the KMS's code, cleaned already.
+    pub(crate) fn with_code(mut self, code: Option<Cow<'static, str>>) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// Adds the request id as the KMS sent it.
+    pub(crate) fn with_request_id(mut self, id: Option<&str>) -> Self {
+        self.request_id = id.map(text::clean_request_id).filter(|id| !id.is_empty());
+        self
+    }
+
+    /// The KMS could not be asked: name resolution, connection, TLS, timeout, an open breaker. `why` is cleaned and says
+    /// which. Another attempt may succeed.
+    #[must_use]
+    pub fn unreachable(
+        provider: KmsKind,
+        operation: KmsOperation,
+        why: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        let why = why.into();
+        Self::new(KmsErrorKind::Unreachable, provider, operation, &why).with_retry(Retry::Transient)
+    }
+
+    /// The class of the error; also the label in metrics.
+    #[must_use]
+    pub fn kind(&self) -> KmsErrorKind {
+        self.kind
+    }
+
+    /// The KMS that was asked.
+    #[must_use]
+    pub fn provider(&self) -> KmsKind {
+        self.provider
+    }
+
+    /// What it was asked to do.
+    #[must_use]
+    pub fn operation(&self) -> KmsOperation {
+        self.operation
+    }
+
+    /// Whether, and after what, another attempt makes sense.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        self.retry
+    }
+
+    /// Whether another attempt can succeed at all.
+    #[must_use]
+    pub fn retryable(&self) -> bool {
+        self.retry != Retry::No
+    }
+
+    /// The KMS's own code, cleaned.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+
+    /// The KMS's id of the request, cleaned: what its support asks for.
+    #[must_use]
+    pub fn request_id(&self) -> Option<&str> {
+        self.request_id.as_deref()
+    }
+
+    /// The KMS's sentence, cleaned, or ours where it gave none.
+    #[must_use]
+    pub fn sentence(&self) -> &str {
+        &self.sentence
+    }
+}
+
+impl fmt::Display for KmsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} could not {} the key",
+            self.provider.title(),
+            self.operation
+        )?;
+        match (self.code(), self.request_id()) {
+            (Some(code), Some(id)) => write!(f, " ({code}, request {id})")?,
+            (Some(code), None) => write!(f, " ({code})")?,
+            (None, Some(id)) => write!(f, " (request {id})")?,
+            (None, None) => {}
+        }
+        write!(f, ": {}", self.sentence)?;
+        if !self.sentence.ends_with(['.', '!', '?']) {
+            f.write_str(".")?;
+        }
+        let remedy = self.kind.remedy();
+        if remedy.is_empty() {
+            Ok(())
+        } else {
+            write!(f, " {remedy}")
+        }
+    }
+}
+
+impl std::error::Error for KmsError {}
+
+/// The classes of errors, one per TSP code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KmsErrorKind {
+    /// The KMS answered a wrap with nothing usable, or refused input that was well-formed.
+    WrapFailed,
+    /// The same for an unwrap; also: this blob does not decrypt, or not to 32 bytes. Often the caller's: the blob was
+    /// altered, or is another tenant's.
+    UnwrapFailed,
+    /// The credentials in the configuration are wrong, expired or revoked. The configuration's owner's.
+    Authorization,
+    /// The key is missing, disabled or of the wrong type, or a permission is missing. The configuration's owner's.
+    Configuration,
+    /// The KMS cannot be reached, or cannot serve. The network's or the KMS's.
+    Unreachable,
+    /// The KMS limits the account's rate. The account's.
+    Throttled,
+    /// The account at the KMS is suspended, unpaid or not subscribed. The account's.
+    Account,
+}
+
+impl KmsErrorKind {
+    /// The code of the public API.
+    #[must_use]
+    pub const fn tsp_code(self) -> TspCode {
+        match self {
+            Self::WrapFailed => TspCode::KmsWrapFailed,
+            Self::UnwrapFailed => TspCode::KmsUnwrapFailed,
+            Self::Authorization => TspCode::KmsAuthorizationFailed,
+            Self::Configuration => TspCode::KmsConfigurationInvalid,
+            Self::Unreachable => TspCode::KmsUnreachable,
+            Self::Throttled => TspCode::KmsThrottled,
+            Self::Account => TspCode::KmsAccountIssue,
+        }
+    }
+
+    /// The label in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::WrapFailed => "wrap_failed",
+            Self::UnwrapFailed => "unwrap_failed",
+            Self::Authorization => "authorization",
+            Self::Configuration => "configuration",
+            Self::Unreachable => "unreachable",
+            Self::Throttled => "throttled",
+            Self::Account => "account",
+        }
+    }
+
+    /// Who can mend it, where that is always the same.
+    const fn remedy(self) -> &'static str {
+        match self {
+            Self::WrapFailed | Self::UnwrapFailed | Self::Unreachable => "",
+            Self::Authorization => "Check the credentials in the KMS config.",
+            Self::Configuration => "Check the key and its permissions in the KMS config.",
+            Self::Throttled => "The KMS limits the account's rate; try again later.",
+            Self::Account => "The owner of the account at the KMS must act.",
+        }
+    }
+}
+
+/// Whether another attempt makes sense. The error knows; the caller adds the deadline and the number of attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// It would fail again.
+    No,
+    /// Soon: the network or the KMS hiccuped.
+    Transient,
+    /// After a pause: `after` is the KMS's own wish, if it named one.
+    Throttled {
+        /// How long the KMS wants us to wait; at most a day.
+        after: Option<Duration>,
+    },
+    /// After [`Session::repair`](crate::Session::repair), if that says so: the KMS finds our clock wrong.
+    AfterClockRepair {
+        /// The time at the KMS.
+        server_time: SystemTime,
+    },
+}

@@ -1,0 +1,208 @@
+//! Requests and answers as values. Who sends them, and over what, is the caller's business.
+
+use std::{fmt, net::Ipv6Addr, sync::Arc};
+
+use http::{HeaderMap, Uri, uri::Scheme};
+use tsp_wire::snapshot::KmsConfigDoc;
+use zeroize::Zeroizing;
+
+use crate::ConfigError;
+
+/// Where a KMS listens. Two configurations with equal endpoints can share connections.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Whether to speak TLS. Only a configuration that explicitly allows insecure connections can be without.
+    pub tls: bool,
+    /// A DNS name in lower case, or an IP address (IPv6 without brackets). Also the name to check the certificate for.
+    pub host: String,
+    /// The TCP port, never 0.
+    pub port: u16,
+    /// Whose certificates to trust.
+    pub roots: Roots,
+}
+
+/// Longest endpoint URL, in bytes: a host name has at most 253.
+const URL_BYTES_MAX: usize = 512;
+
+/// Largest PEM text, in bytes: the whole public set of authorities has about 200 KiB.
+const CA_PEM_BYTES_MAX: usize = 256 * 1024;
+
+impl Endpoint {
+    /// The endpoint that a configuration names, or `default_host` with TLS.
+    pub(crate) fn from_doc(doc: &KmsConfigDoc, default_host: &str) -> Result<Self, ConfigError> {
+        let roots = match doc.ca_pem.as_deref() {
+            None => Roots::Public,
+            Some(pem) => Roots::from_pem(pem)?,
+        };
+        let Some(url) = doc.endpoint.as_deref() else {
+            return Ok(Self {
+                tls: true,
+                host: default_host.to_owned(),
+                port: 443,
+                roots,
+            });
+        };
+        let endpoint = Self::parse(url, roots).ok_or_else(|| {
+            ConfigError::new(
+                "endpoint",
+                "a URL of the form https://HOST or https://HOST:PORT, without user, path or query",
+            )
+        })?;
+        if !endpoint.tls && !doc.allow_insecure {
+            return Err(ConfigError::new(
+                "endpoint",
+                "https, or `allow_insecure` be set",
+            ));
+        }
+        Ok(endpoint)
+    }
+
+    fn parse(url: &str, roots: Roots) -> Option<Self> {
+        // The parser drops fragments silently, and keeps a user in the authority.
+        if url.len() > URL_BYTES_MAX || url.contains(['#', '@']) {
+            return None;
+        }
+        let uri: Uri = url.parse().ok()?;
+        let tls = match uri.scheme()? {
+            scheme if *scheme == Scheme::HTTPS => true,
+            scheme if *scheme == Scheme::HTTP => false,
+            _ => return None,
+        };
+        let authority = uri.authority()?;
+        let host = authority.host();
+        let host = match host.strip_prefix('[') {
+            Some(rest) => rest
+                .strip_suffix(']')?
+                .parse::<Ipv6Addr>()
+                .ok()?
+                .to_string(),
+            None => is_host(host).then(|| host.to_ascii_lowercase())?,
+        };
+        let port = match (uri.port(), tls) {
+            // `HOST:` without a number has no port but the colon.
+            (None, _) if authority.as_str().ends_with(':') => return None,
+            (None, true) => 443,
+            (None, false) => 80,
+            (Some(port), _) => port.as_u16(),
+        };
+        let bare = matches!(uri.path(), "" | "/") && uri.query().is_none();
+        (bare && port != 0).then_some(Self {
+            tls,
+            host,
+            port,
+            roots,
+        })
+    }
+
+    /// The `host` header: with the port unless it is the scheme's own (RFC 9110, sections 4.2 and 7.2).
+    pub(crate) fn host_header(&self) -> String {
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.clone()
+        };
+        let own_port = if self.tls { 443 } else { 80 };
+        if self.port == own_port {
+            host
+        } else {
+            format!("{host}:{}", self.port)
+        }
+    }
+}
+
+/// Whether `text` can be a host name or an IPv4 address. Underscores occur in names of containers.
+fn is_host(text: &str) -> bool {
+    text.len() <= 253
+        && text.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        })
+}
+
+/// Whose certificates to trust.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum Roots {
+    /// The public authorities.
+    Public,
+    /// Only the authorities in this PEM text. It replaces the public ones.
+    Pem(Arc<str>),
+}
+
+impl Roots {
+    /// Takes PEM text that can hold certificates. Whether they are any is for the TLS library to say.
+    fn from_pem(pem: &str) -> Result<Self, ConfigError> {
+        if pem.len() <= CA_PEM_BYTES_MAX && pem.contains("-----BEGIN CERTIFICATE-----") {
+            Ok(Self::Pem(pem.into()))
+        } else {
+            Err(ConfigError::new(
+                "ca_pem",
+                "one or more certificates in PEM, at most 256 KiB",
+            ))
+        }
+    }
+}
+
+impl fmt::Debug for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Public => f.write_str("Public"),
+            Self::Pem(pem) => write!(f, "Pem({} bytes)", pem.len()),
+        }
+    }
+}
+
+/// A request, always a POST, complete but for `content-length`, which the transport adds.
+///
+/// The body of a wrap holds the DEK in base64: it is wiped when dropped, was allocated once at its full size, and should
+/// be lent to the transport rather than copied. Headers that carry credentials are marked sensitive.
+pub struct HttpRequest {
+    /// Path and query, beginning with `/`.
+    pub path: String,
+    /// All headers, `host` among them.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Zeroizing<Vec<u8>>,
+}
+
+impl fmt::Debug for HttpRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpRequest")
+            .field("path", &self.path)
+            .field("headers", &self.headers)
+            .field("body_bytes", &self.body.len())
+            .finish()
+    }
+}
+
+/// What came back.
+///
+/// The caller bounds it before it gets here: 16 KiB of headers and 64 KiB of body are far above any real answer. The body of an
+/// unwrap holds the DEK in base64; nothing here copies it, and the caller wipes it when the answer has been read.
+#[derive(Clone, Copy)]
+pub struct HttpAnswer<'a> {
+    /// The HTTP status.
+    pub status: u16,
+    /// All headers.
+    pub headers: &'a HeaderMap,
+    /// The whole body.
+    pub body: &'a [u8],
+}
+
+impl HttpAnswer<'_> {
+    /// A header's text; `None` if it is absent or not visible ASCII.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+impl fmt::Debug for HttpAnswer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpAnswer")
+            .field("status", &self.status)
+            .field("header_count", &self.headers.len())
+            .field("body_bytes", &self.body.len())
+            .finish()
+    }
+}
