@@ -1,1 +1,181 @@
-//! Placeholder.
+//! The kernel as the proxy sees it: io_uring, epoll or a simulation behind one trait.
+//!
+//! Everything above this crate is written once, against [`Rt`]: a clock, timers, tasks, TCP streams that speak tokio's
+//! plain `AsyncRead` and `AsyncWrite`, names, randomness. Three back ends implement it:
+//!
+//! | back end | built on | for |
+//! | --- | --- | --- |
+//! | `uring` | glommio | kernels and containers that allow io_uring |
+//! | [`Epoll`] | a tokio `current_thread` runtime | everywhere else, and the control core |
+//! | `sim` (feature) | one thread, virtual time, a network in memory | deterministic tests |
+//!
+//! What holds for all of them:
+//!
+//! - A core is one thread. Its tasks never move, so they may hold `Rc` and `RefCell`. [`Rt::spawn`] queues a task; it
+//!   never runs it before `spawn` returns.
+//! - A panic in a task ends that task only; it is counted ([`task_panics`]) and logged.
+//! - When the main future of a core ends, its other tasks are dropped, and with them their sockets close.
+//! - Nothing here blocks a core: names are resolved on threads of their own, randomness needs no system call.
+//! - Between cores only [`mailbox`] and tokio's runtime-neutral `sync` types may be used. Never `tokio::time`,
+//!   `tokio::spawn`, `tokio::net` or anything of glommio.
+//!
+//! This is the only crate that names glommio, and the only one that may hold `unsafe`.
+
+mod cores;
+mod epoll;
+mod error;
+mod guard;
+mod hyper_rt;
+mod limits;
+mod listen;
+pub mod mailbox;
+mod probe;
+mod random;
+mod resolve;
+mod socket;
+mod thread_bound;
+pub mod tls;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use cores::{Backend, CoreEnd, CoreMain, CoreThread, run_here, spawn_core, spawn_core_watched};
+pub use epoll::{Epoll, EpollListener, EpollSleep, EpollStream};
+pub use error::NetError;
+pub use guard::task_panics;
+pub use hyper_rt::{HyperExecutor, HyperSleep, HyperTimer};
+pub use limits::{LimitChange, LimitsRaised, raise_limits};
+pub use listen::{ACCEPT_BACKOFF, BACKLOG, accept_backoffs, bind_reuseport};
+pub use probe::{AUTO_PREFERS, IoChoice, IoChoiceError, Probe, ProbeError, choose};
+pub use socket::Staleness;
+
+/// What a core asks of its kernel. One value per core; clones are handles to the same core.
+///
+/// None of the methods blocks. All of them must be called on the core's own thread, from inside its main future or one
+/// of its tasks.
+pub trait Rt: Clone + 'static {
+    /// A listening socket of this back end.
+    type Listener: Listener<Stream = Self::Stream>;
+    /// A TCP connection of this back end.
+    type Stream: Stream;
+    /// What [`Rt::sleep`] returns. Dropping it cancels the timer.
+    type Sleep: Future<Output = ()> + Unpin + 'static;
+
+    /// The monotonic clock.
+    fn now(&self) -> Instant;
+
+    /// The wall clock, for signatures and timestamps. It may jump.
+    fn wall_now(&self) -> SystemTime;
+
+    /// Completes `duration` from now, at the earliest; the time runs from this call, not from the first poll.
+    fn sleep(&self, duration: Duration) -> Self::Sleep;
+
+    /// Queues `task` on this core. It starts after the caller has yielded, never inside this call.
+    ///
+    /// A panic in it is caught, counted ([`task_panics`]) and logged; the core goes on. The task is dropped, unfinished,
+    /// when the core's main future ends.
+    fn spawn(&self, task: impl Future<Output = ()> + 'static);
+
+    /// Makes a listening socket, one of those that [`bind_reuseport`] made, this core's own.
+    ///
+    /// # Errors
+    /// Whatever the kernel says to `fcntl` and to registering the socket.
+    fn adopt(&self, listener: std::net::TcpListener) -> io::Result<Self::Listener>;
+
+    /// Opens a TCP connection, with `TCP_NODELAY` set.
+    ///
+    /// # Errors
+    /// [`NetError::Timeout`] after `timeout`; [`NetError::Refused`], [`NetError::Unreachable`] and others as the kernel
+    /// says.
+    fn connect(
+        &self,
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<Self::Stream, NetError>>;
+
+    /// Looks a name up, off the core. IP literals (with or without the brackets of an IPv6 literal) are answered at once.
+    ///
+    /// The answer has at least one address. There is no deadline in here: wrap it in [`timeout`].
+    ///
+    /// # Errors
+    /// [`NetError::Unresolved`] if there is no such name; [`NetError::Exhausted`] if the resolver's queue is full.
+    fn resolve(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> impl Future<Output = Result<Vec<SocketAddr>, NetError>>;
+
+    /// Fills `out` with random bytes fit for keys, without a system call.
+    fn random(&self, out: &mut [u8]);
+}
+
+/// A listening socket that belongs to one core.
+pub trait Listener: 'static {
+    /// The connections it gives.
+    type Stream;
+
+    /// The next connection, with `TCP_NODELAY` set, and its far end.
+    ///
+    /// Connections that died while they waited are skipped. When the process or the machine is out of descriptors or
+    /// memory it waits [`ACCEPT_BACKOFF`], counts that in [`accept_backoffs`] and tries again, so an accept loop
+    /// neither spins nor ends. Cancel safe: no connection is lost when the future is dropped.
+    ///
+    /// # Errors
+    /// Only those after which this listener is of no more use.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>>;
+
+    /// A connection that waits already, if there is one; does not wait for one.
+    ///
+    /// A core that drains calls it until it says `None` before it drops the listener, because the kernel resets what
+    /// still waits then.
+    ///
+    /// # Errors
+    /// As [`Listener::accept`], and also when out of descriptors.
+    fn try_accept(&mut self) -> io::Result<Option<(Self::Stream, SocketAddr)>>;
+
+    /// The address it listens on.
+    ///
+    /// # Errors
+    /// Whatever the kernel says to `getsockname`.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+/// A connection. `shutdown` sends FIN after what was written; reading goes on.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + 'static {
+    /// Tells, at any later time, whether an idle connection has gone bad; see [`Staleness`].
+    ///
+    /// It stays valid when hyper owns the stream, which is the reason why it is a value of its own.
+    fn staleness(&self) -> Staleness;
+
+    /// Whether an idle connection must not be used again: the far end closed it, or sent what nobody asked for.
+    fn is_stale(&self) -> bool {
+        self.staleness().is_stale()
+    }
+}
+
+/// Gives `future` up after `duration`.
+///
+/// # Errors
+/// [`NetError::Timeout`] if it was not ready in time. It is polled once at least, even if `duration` is zero.
+pub async fn timeout<R: Rt, T>(
+    rt: &R,
+    duration: Duration,
+    future: impl Future<Output = T>,
+) -> Result<T, NetError> {
+    let mut sleep = rt.sleep(duration);
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(move |cx| {
+        use std::task::Poll;
+        if let Poll::Ready(value) = future.as_mut().poll(cx) {
+            return Poll::Ready(Ok(value));
+        }
+        std::pin::Pin::new(&mut sleep)
+            .poll(cx)
+            .map(|()| Err(NetError::Timeout))
+    })
+    .await
+}

@@ -1,0 +1,218 @@
+//! [`Rt`] on a tokio `current_thread` runtime, one per core.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
+
+use crate::guard::Guarded;
+use crate::listen::{ACCEPT_BACKOFF, count_backoff};
+use crate::random::CoreRandom;
+use crate::socket::{AcceptTrouble, Watch, accept_trouble};
+use crate::{Listener, NetError, Rt, Staleness, Stream, resolve};
+
+/// A core on tokio's readiness loop. Made by [`crate::spawn_core`] and [`crate::run_here`].
+#[derive(Clone)]
+pub struct Epoll {
+    random: Rc<CoreRandom>,
+}
+
+impl fmt::Debug for Epoll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Epoll").finish_non_exhaustive()
+    }
+}
+
+/// Makes the runtime, then runs `main` to its end; all other tasks are dropped with the runtime.
+///
+/// `started` is called once the runtime stands.
+pub(crate) fn run<T, F: Future<Output = T>>(
+    started: impl FnOnce(),
+    main: impl FnOnce(Epoll) -> F,
+) -> io::Result<T> {
+    let rt = Epoll {
+        random: Rc::new(CoreRandom::new()?),
+    };
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())?;
+    started();
+    Ok(runtime.block_on(main(rt)))
+}
+
+impl Rt for Epoll {
+    type Listener = EpollListener;
+    type Stream = EpollStream;
+    type Sleep = EpollSleep;
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the seam is where the clock is read"
+    )]
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the seam is where the clock is read"
+    )]
+    fn wall_now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    fn sleep(&self, duration: Duration) -> EpollSleep {
+        EpollSleep(Box::pin(tokio::time::sleep(duration)))
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        drop(tokio::task::spawn_local(Guarded::new(task)));
+    }
+
+    fn adopt(&self, listener: std::net::TcpListener) -> io::Result<EpollListener> {
+        listener.set_nonblocking(true)?;
+        Ok(EpollListener {
+            inner: TcpListener::from_std(listener)?,
+        })
+    }
+
+    async fn connect(
+        &self,
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> Result<EpollStream, NetError> {
+        let stream = crate::timeout(self, timeout, TcpStream::connect(address)).await??;
+        stream.set_nodelay(true)?;
+        Ok(EpollStream::new(stream))
+    }
+
+    async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, NetError> {
+        resolve::resolve(host, port).await
+    }
+
+    fn random(&self, out: &mut [u8]) {
+        self.random.fill(out, self.now());
+    }
+}
+
+/// What [`Epoll::sleep`](Rt::sleep) returns.
+#[derive(Debug)]
+pub struct EpollSleep(Pin<Box<tokio::time::Sleep>>);
+
+impl Future for EpollSleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+/// A listening socket on tokio.
+#[derive(Debug)]
+pub struct EpollListener {
+    inner: TcpListener,
+}
+
+impl EpollListener {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(EpollStream, SocketAddr)>> {
+        loop {
+            let Poll::Ready(accepted) = self.inner.poll_accept(cx) else {
+                return Poll::Pending;
+            };
+            let accepted = accepted.and_then(|(stream, peer)| {
+                stream.set_nodelay(true)?;
+                Ok((EpollStream::new(stream), peer))
+            });
+            match accepted {
+                Err(error) if accept_trouble(&error) == AcceptTrouble::Skip => {}
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+}
+
+impl Listener for EpollListener {
+    type Stream = EpollStream;
+
+    async fn accept(&mut self) -> io::Result<(EpollStream, SocketAddr)> {
+        loop {
+            match poll_fn(|cx| self.poll_accept(cx)).await {
+                Err(error) if accept_trouble(&error) == AcceptTrouble::BackOff => {
+                    count_backoff(&error);
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn try_accept(&mut self) -> io::Result<Option<(EpollStream, SocketAddr)>> {
+        match self.poll_accept(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(accepted) => accepted.map(Some),
+            Poll::Pending => Ok(None),
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+}
+
+/// A connection on tokio.
+#[derive(Debug)]
+pub struct EpollStream {
+    watch: Watch,
+    inner: TcpStream,
+}
+
+impl EpollStream {
+    fn new(inner: TcpStream) -> Self {
+        Self {
+            watch: Watch::new(&inner),
+            inner,
+        }
+    }
+}
+
+impl Stream for EpollStream {
+    fn staleness(&self) -> Staleness {
+        self.watch.staleness()
+    }
+}
+
+impl AsyncRead for EpollStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+// `is_write_vectored` stays false on purpose: hyper then sends head and body in one `send`.
+impl AsyncWrite for EpollStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
