@@ -16,7 +16,9 @@ use http::{HeaderMap, HeaderValue, header};
 use tsp_wire::Dek;
 use zeroize::Zeroizing;
 
-use crate::{Endpoint, HttpAnswer, HttpRequest, KmsError, KmsKind, KmsOperation, Session};
+use crate::{
+    Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsKind, KmsOperation, Session,
+};
 
 use self::sigv4::{Signer, Stamp};
 pub(crate) use self::{config::AwsKey, sigv4::SigningKey};
@@ -58,20 +60,30 @@ impl AwsKms {
     }
 
     /// The `Decrypt` request for `blob`.
-    #[must_use]
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::UnwrapFailed`] if no key of AWS KMS can have made `blob`: it has 1 to 6144 bytes.
     pub fn unwrap_request(
         &self,
         blob: &[u8],
         session: &mut Session,
         now: SystemTime,
-    ) -> HttpRequest {
+    ) -> Result<HttpRequest, KmsError> {
+        if blob.is_empty() || blob.len() > BLOB_BYTES_MAX {
+            return Err(KmsError::stated(
+                KmsErrorKind::UnwrapFailed,
+                KIND,
+                KmsOperation::Unwrap,
+                "the blob is not one of AWS KMS: those have 1 to 6144 bytes",
+            ));
+        }
         let blob = ("CiphertextBlob", Member::Bytes(blob));
         let body = if self.unwrap_names_key {
             object(&[blob, ("KeyId", Member::Json(&self.key_id_json))])
         } else {
             object(&[blob])
         };
-        self.request("TrentService.Decrypt", body, session, now)
+        Ok(self.request("TrentService.Decrypt", body, session, now))
     }
 
     /// Takes the blob out of the answer to an `Encrypt`: 1 to 6144 bytes, opaque.
@@ -118,10 +130,10 @@ impl AwsKms {
             header::CONTENT_TYPE,
             HeaderValue::from_static(Self::CONTENT_TYPE),
         );
-        headers.insert(header::HOST, value(&self.host));
+        headers.insert(header::HOST, value(self.host.as_str()));
         headers.insert("x-amz-date", value(stamp.time()));
         headers.insert("x-amz-target", HeaderValue::from_static(target));
-        headers.insert(header::AUTHORIZATION, sensitive(value(&authorization)));
+        headers.insert(header::AUTHORIZATION, sensitive(value(authorization)));
         if let Some(token) = token {
             headers.insert("x-amz-security-token", sensitive(value(token)));
         }
@@ -143,12 +155,12 @@ impl fmt::Debug for AwsKms {
     }
 }
 
-#[expect(
-    clippy::expect_used,
-    reason = "configuration was checked for what cannot stand in a header"
-)]
-fn value(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).expect("visible ASCII")
+fn value<T: TryInto<HeaderValue>>(text: T) -> HeaderValue {
+    #[expect(
+        clippy::expect_used,
+        reason = "the configuration was checked for the same characters"
+    )]
+    text.try_into().ok().expect("visible ASCII")
 }
 
 fn sensitive(mut value: HeaderValue) -> HeaderValue {
@@ -209,6 +221,9 @@ fn object(members: &[(&str, Member<'_>)]) -> Zeroizing<Vec<u8>> {
     );
     body
 }
+
+/// Largest blob that KMS makes or takes, in bytes: the API's own limit.
+const BLOB_BYTES_MAX: usize = 6144;
 
 /// The kind of every error in here.
 const KIND: KmsKind = KmsKind::Aws;

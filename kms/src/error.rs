@@ -158,7 +158,10 @@ impl fmt::Display for KmsError {
         if !self.sentence.ends_with(['.', '!', '?']) {
             f.write_str(".")?;
         }
-        let remedy = self.kind.remedy();
+        let remedy = match self.retry {
+            Retry::AfterClockRepair { .. } => "The proxy's clock and the KMS's disagree.",
+            Retry::No | Retry::Transient | Retry::Throttled { .. } => self.kind.remedy(),
+        };
         if remedy.is_empty() {
             Ok(())
         } else {
@@ -190,6 +193,17 @@ pub enum KmsErrorKind {
 }
 
 impl KmsErrorKind {
+    /// Every class, in the order of their TSP codes.
+    pub const ALL: [Self; 7] = [
+        Self::WrapFailed,
+        Self::UnwrapFailed,
+        Self::Authorization,
+        Self::Configuration,
+        Self::Unreachable,
+        Self::Throttled,
+        Self::Account,
+    ];
+
     /// The code of the public API.
     #[must_use]
     pub const fn tsp_code(self) -> TspCode {

@@ -51,7 +51,7 @@ impl Endpoint {
         if !endpoint.tls && !doc.allow_insecure {
             return Err(ConfigError::new(
                 "endpoint",
-                "https, or `allow_insecure` be set",
+                "https, unless `allow_insecure` is set",
             ));
         }
         Ok(endpoint)

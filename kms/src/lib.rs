@@ -11,6 +11,7 @@
 //! - `endpoint()`: where to connect. It is also the key of the caller's connection pools;
 //! - `wrap_request(&dek, &mut session, now)` and `unwrap_request(blob, &mut session, now)`: a signed POST, complete
 //!   but for `content-length`, which the transport knows;
+//!   Unwrapping refuses at once what is no blob of this KMS;
 //! - `read_wrap(&answer)` and `read_unwrap(&answer)`: the blob or the key, or a [`KmsError`].
 //!
 //! All that changes between calls lives in a [`Session`], one per shard and configuration, so that the provider itself

@@ -44,6 +44,10 @@ impl Clock {
     /// queues are no better than that.
     const TOLERANCE_S: i64 = 60;
 
+    /// The largest offset that is believed, in seconds. A clock that is off by more than a day has other trouble first, and a
+    /// server that lies must not get signatures for times to come.
+    const OFFSET_MAX_S: i64 = 86_400;
+
     /// For how many seconds after a repair a failure may stem from a request made before it: longer than any attempt
     /// is allowed to take.
     const IN_FLIGHT_S: i64 = 10;
@@ -61,6 +65,9 @@ impl Clock {
         };
         let server_s = unix_seconds(server_time);
         let measured_s = server_s - asked_at_s;
+        if measured_s.abs() > Self::OFFSET_MAX_S {
+            return false;
+        }
         // Also the way back: once our clock is right again, a remembered offset would be the fault.
         let offset_s = if measured_s.abs() > Self::TOLERANCE_S {
             measured_s

@@ -8,17 +8,14 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tsp_wire::Dek;
 
-use super::{KIND, api_name};
+use super::{BLOB_BYTES_MAX, KIND, api_name};
 use crate::{HttpAnswer, KmsError, KmsErrorKind, KmsOperation, Retry, text};
-
-/// Largest blob that KMS makes or takes, in bytes: the API's own limit.
-const BLOB_BYTES_MAX: usize = 6144;
 
 pub(super) fn read_wrap(answer: &HttpAnswer<'_>) -> Result<Vec<u8>, KmsError> {
     #[derive(Deserialize)]
     struct Encrypted<'a> {
         #[serde(borrow, rename = "CiphertextBlob")]
-        blob: Option<Cow<'a, str>>,
+        blob: Option<&'a RawValue>,
     }
 
     let unusable = |why| Err(unusable(KmsOperation::Wrap, answer, why));
@@ -31,10 +28,13 @@ pub(super) fn read_wrap(answer: &HttpAnswer<'_>) -> Result<Vec<u8>, KmsError> {
     let Some(blob) = blob else {
         return unusable("its answer holds no CiphertextBlob");
     };
+    let Some(blob) = lent(blob) else {
+        return unusable("its CiphertextBlob is not a plain string");
+    };
     if blob.len() > BLOB_BYTES_MAX.div_ceil(3) * 4 {
         return unusable("its CiphertextBlob is larger than 6144 bytes");
     }
-    match BASE64.decode(blob.as_ref()) {
+    match BASE64.decode(blob) {
         Ok(blob) if !blob.is_empty() => Ok(blob),
         Ok(_) => unusable("its CiphertextBlob is empty"),
         Err(_) => unusable("its CiphertextBlob is not base64"),
@@ -42,7 +42,6 @@ pub(super) fn read_wrap(answer: &HttpAnswer<'_>) -> Result<Vec<u8>, KmsError> {
 }
 
 pub(super) fn read_unwrap(answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {
-    // Lent text: a decoded string would leave the key's base64 in memory that nobody wipes.
     #[derive(Deserialize)]
     struct Decrypted<'a> {
         #[serde(borrow, rename = "Plaintext")]
@@ -59,12 +58,8 @@ pub(super) fn read_unwrap(answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {
     let Some(plaintext) = plaintext else {
         return unusable("its answer holds no Plaintext");
     };
-    let quoted = plaintext
-        .get()
-        .strip_prefix('"')
-        .and_then(|text| text.strip_suffix('"'));
-    let Some(plaintext) = quoted else {
-        return unusable("its Plaintext is not a string");
+    let Some(plaintext) = lent(plaintext) else {
+        return unusable("its Plaintext is not a plain string");
     };
     // 32 bytes are 43 digits and one padding; the decoder refuses everything else of this length.
     if plaintext.len() != 44 {
@@ -76,6 +71,14 @@ pub(super) fn read_unwrap(answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {
         Err(_) => Err("its Plaintext is not the base64 of 32 bytes"),
     })
     .or_else(unusable)
+}
+
+/// The text of a JSON string that needs no decoding, as it stands in the body; `None` for any other value.
+///
+/// Base64 needs no escapes, and decoding one would leave a copy of the key in memory that nobody wipes.
+fn lent(value: &RawValue) -> Option<&str> {
+    let text = value.get().strip_prefix('"')?.strip_suffix('"')?;
+    (!text.contains('\\')).then_some(text)
 }
 
 /// KMS said yes, but what it gave cannot be used.
@@ -215,7 +218,7 @@ impl Class {
     const fn of_status(status: u16) -> Self {
         match status {
             300..=399 => Self::Redirect,
-            401 | 407 => Self::Credentials,
+            401 => Self::Credentials,
             403 | 404 => Self::Configuration,
             429 | 509 => Self::Throttled,
             408 | 500 | 502 | 503 | 504 => Self::Trouble,
@@ -282,7 +285,7 @@ impl Class {
 fn is_about_time(message: &str) -> bool {
     ["Signature expired", "Signature not yet current"]
         .iter()
-        .any(|start| message.starts_with(start))
+        .any(|text| message.contains(text))
 }
 
 fn server_time(answer: &HttpAnswer<'_>) -> Option<std::time::SystemTime> {

@@ -226,10 +226,8 @@ impl SigningKey {
             &signer.region,
             signer.service,
         );
-        let mut secret = [0; 32];
-        if let Some(bytes) = key.as_ref().first_chunk() {
-            secret = *bytes;
-        }
+        #[expect(clippy::expect_used, reason = "HMAC-SHA256 gives 32 bytes")]
+        let secret = key.as_ref().try_into().expect("32 bytes");
         Self {
             secret: Secret::new(secret),
             day_number: stamp.day_number(),
