@@ -10,7 +10,8 @@ use prost::Message as _;
 use crate::KmsConfigId;
 
 /// Longest EDEK that is looked at, in decoded bytes. AWS KMS makes the longest ciphertexts, at most 6 144 bytes; a
-/// leased EDEK holds one of them. It bounds what a hostile one can make us allocate, about fifty times its own size.
+/// leased EDEK holds one of them. It bounds what a hostile one can make us allocate: an
+/// empty entry takes two bytes here and a hundred in memory.
 pub const EDEK_BYTES_MAX: usize = 16 << 10;
 
 /// One DEK as one KMS config wrapped it.

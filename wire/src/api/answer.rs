@@ -44,7 +44,7 @@ impl SecretBuf {
     }
 
     fn push_string(&mut self, text: &str) {
-        self.make_room(json::string_bytes_max(text));
+        self.make_room(json::string_bytes(text));
         json::push_string(&mut self.0, text);
     }
 
@@ -189,7 +189,7 @@ impl BatchAnswer {
         let first = self.keys.0.len() == Self::START.len();
         // At once, so that an item moves the buffer at most once.
         self.keys
-            .make_room(json::string_bytes_max(id) + value_bytes + 2);
+            .make_room(json::string_bytes(id) + value_bytes + 2);
         if !first {
             self.keys.push(b",");
         }

@@ -22,9 +22,9 @@ use crate::TenantId;
 /// ignore. The parser keeps one stack entry per level, on the heap.
 pub const NESTING_MAX: usize = 128;
 
-/// How many values a body may hold, roughly: it is compared with the number of commas and colons, those inside
-/// strings too. A value costs the parser up to 48 bytes, so a body of nothing but `0,0,0,…` would take thirty times
-/// its size. This leaves room for more than a million ids in the largest body.
+/// How many values a body may hold, roughly: what is counted is commas, colons and opening brackets, those inside
+/// strings too. A value takes up to 56 bytes of the parser's memory, so a body of nothing but `0,0,0,…` would take
+/// some thirty times its own size. This leaves room for two million ids in a batch.
 pub const VALUES_MAX: usize = 2 << 20;
 
 /// Longest name of a security event, in bytes. The longest that a published SDK defines has 32.
@@ -220,7 +220,7 @@ impl Parser {
     fn read<'a, T: Decode<'a>>(&mut self, body: &'a mut [u8]) -> Result<T, DecodeError> {
         let body_bytes = body.len();
         // A body of fewer bytes cannot hold too many values, so most are not even looked at.
-        if body_bytes > VALUES_MAX && separators(body) > VALUES_MAX {
+        if body_bytes > VALUES_MAX && value_marks(body) > VALUES_MAX {
             return Err(DecodeError::TooManyValues);
         }
         let mut tape = mem::replace(&mut self.tape, Tape(Vec::new())).reset();
@@ -249,16 +249,12 @@ impl fmt::Debug for Parser {
     }
 }
 
-/// Counts what stands between values.
-fn separators(body: &[u8]) -> usize {
-    // Summed per chunk in a byte, which the compiler turns into SIMD; 255 bytes cannot overflow it.
+/// Counts the bytes that begin or separate values, wherever they stand.
+fn value_marks(body: &[u8]) -> usize {
+    let is_mark = |byte: &u8| u8::from(matches!(byte, b',' | b':' | b'[' | b'{'));
+    // Summed in a byte per chunk, which compiles to SIMD; 255 of them cannot overflow it.
     body.chunks(255)
-        .map(|chunk| {
-            chunk.iter().fold(0u8, |n, byte| {
-                n.wrapping_add(u8::from(matches!(byte, b',' | b':')))
-            })
-        })
-        .map(usize::from)
+        .map(|chunk| usize::from(chunk.iter().map(is_mark).sum::<u8>()))
         .sum()
 }
 
@@ -271,7 +267,7 @@ trait Decode<'a>: Sized {
 #[derive(Default)]
 struct Members<'t, 'a> {
     tenant_id: Option<Value<'t, 'a>>,
-    icl_fields: IclFields<'t, 'a>,
+    icl_fields: Option<Value<'t, 'a>>,
     custom_fields: Option<Value<'t, 'a>>,
     encrypted_document_key: Option<Value<'t, 'a>>,
     document_ids: Option<Value<'t, 'a>>,
@@ -297,11 +293,10 @@ impl<'t, 'a> Members<'t, 'a> {
     fn of(body: Value<'t, 'a>) -> Result<Self, DecodeError> {
         let object = body.as_object().ok_or(DecodeError::NotAnObject)?;
         let mut members = Self::default();
-        let mut icl_fields = None;
         for (name, value) in &object {
             match name {
                 "tenantId" => members.tenant_id = Some(value),
-                "iclFields" => icl_fields = Some(value),
+                "iclFields" => members.icl_fields = Some(value),
                 "customFields" => members.custom_fields = Some(value),
                 "encryptedDocumentKey" => members.encrypted_document_key = Some(value),
                 "documentIds" => members.document_ids = Some(value),
@@ -313,15 +308,15 @@ impl<'t, 'a> Members<'t, 'a> {
                 _ => {}
             }
         }
-        members.icl_fields = IclFields::of(&object_in(icl_fields, "iclFields")?);
         Ok(members)
     }
 }
 
 impl<'t, 'a> IclFields<'t, 'a> {
-    fn of(object: &Object<'t, 'a>) -> Self {
+    fn of(members: &Members<'t, 'a>) -> Result<Self, DecodeError> {
+        let object = object_in(members.icl_fields, "iclFields")?;
         let mut fields = Self::default();
-        for (name, value) in object {
+        for (name, value) in &object {
             match name {
                 "requestingId" => fields.requesting_id = Some(value),
                 "dataLabel" => fields.data_label = Some(value),
@@ -332,15 +327,16 @@ impl<'t, 'a> IclFields<'t, 'a> {
                 _ => {}
             }
         }
-        fields
+        Ok(fields)
     }
 }
 
 impl<'a> Decode<'a> for Metadata<'a> {
     fn decode(members: &Members<'_, 'a>) -> Result<Self, DecodeError> {
-        let fields = &members.icl_fields;
+        let tenant_id = tenant_id_in(members.tenant_id, "tenantId")?;
+        let fields = IclFields::of(members)?;
         Ok(Self {
-            tenant_id: tenant_id_in(members.tenant_id, "tenantId")?,
+            tenant_id,
             requesting_id: string_in(fields.requesting_id, "iclFields.requestingId")?,
             data_label: optional_string_in(fields.data_label, "iclFields.dataLabel")?,
             source_ip: optional_string_in(fields.source_ip, "iclFields.sourceIp")?,
@@ -655,7 +651,7 @@ fn count_in(value: Option<Value<'_, '_>>, field: &'static str) -> Result<u64, De
 
 /// The event's name: in `iclFields` from most SDKs, at top level from alloy.
 fn event_in<'a>(members: &Members<'_, 'a>) -> Result<&'a str, DecodeError> {
-    let (value, field) = match given(members.icl_fields.event) {
+    let (value, field) = match given(IclFields::of(members)?.event) {
         Some(value) => (Some(value), "iclFields.event"),
         None => match given(members.event) {
             Some(value) => (Some(value), "event"),
@@ -706,3 +702,6 @@ fn timestamp_in(value: Option<Value<'_, '_>>) -> Result<Option<i64>, DecodeError
     let whole = number as i64;
     Ok(Some(whole))
 }
+
+#[cfg(test)]
+mod tests;
