@@ -80,15 +80,16 @@ impl KmsError {
     }
 
     /// The KMS could not be asked: name resolution, connection, TLS, timeout, an open breaker. `why` is cleaned and says
-    /// which. Another attempt may succeed.
+    /// which; `retry` is the transport's word on whether another attempt may succeed.
     #[must_use]
     pub fn unreachable(
         provider: KmsKind,
         operation: KmsOperation,
+        retry: Retry,
         why: impl Into<Cow<'static, str>>,
     ) -> Self {
         let why = why.into();
-        Self::new(KmsErrorKind::Unreachable, provider, operation, &why).with_retry(Retry::Transient)
+        Self::new(KmsErrorKind::Unreachable, provider, operation, &why).with_retry(retry)
     }
 
     /// The class of the error; also the label in metrics.

@@ -272,3 +272,6 @@ fn hex(hash: [u8; 32]) -> Hex {
 fn as_str(ascii: &[u8]) -> &str {
     std::str::from_utf8(ascii).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;
