@@ -1,1 +1,266 @@
-//! Placeholder.
+//! The data plane: one shard per core. The door is [`ShardSet`].
+//!
+//! Every shard has its own listener on the same address (`SO_REUSEPORT`), its own tables of tenants and KMS configs, its
+//! own KMS connection pools, random generator and metrics. From accept to answer a request touches no other core: there
+//! is no lock and no atomic that two cores write. What reaches a shard from outside comes by mailbox.
+#![forbid(unsafe_code)]
+
+mod admission;
+mod api;
+mod conn;
+mod dek;
+mod error;
+mod events;
+mod limits;
+mod metrics;
+mod shard;
+mod snapshot;
+mod upstream;
+
+use std::{
+    fmt, io,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, atomic::Ordering::Acquire},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use tokio::sync::oneshot;
+use tsp_rt::{Backend, CoreEnd, CoreMain, CoreThread, Rt};
+use tsp_wire::SnapshotVersion;
+
+use self::shard::{Command, Shard, ShardControl, ShardParts};
+pub use self::{
+    events::EventsConfig,
+    limits::Limits,
+    metrics::MetricsHub,
+    shard::ApiKeys,
+    snapshot::{Rejected, Snapshot},
+};
+
+/// What a set of shards is made of.
+#[derive(Debug)]
+pub struct ShardsConfig {
+    /// Address of the API; port 0 takes a free one, the same for all shards.
+    pub listen: SocketAddr,
+    /// What the shards run on.
+    pub backend: Backend,
+    /// One entry per shard: the CPU it is pinned to, or `None` to let it float.
+    pub cpus: Vec<Option<usize>>,
+    /// The API keys that applications may present.
+    pub api_keys: ApiKeys,
+    /// The limits.
+    pub limits: Limits,
+    /// Where security events go; `None` switches them off.
+    pub events: Option<EventsConfig>,
+    /// Asks the control core for the metrics text, for `GET /metrics` on the API's port.
+    pub scrape: Sender<oneshot::Sender<Bytes>>,
+    /// A random number of this process: tells its events' sequence from those of other processes.
+    pub instance: u64,
+}
+
+/// All shards of a process. Dropping it ends them at once; [`ShardSet::drain`] lets them finish.
+#[derive(Debug)]
+pub struct ShardSet {
+    local_addr: SocketAddr,
+    threads: Vec<CoreThread>,
+    controls: Vec<ShardControl>,
+    metrics: Arc<MetricsHub>,
+    ends: Receiver<ShardEnd>,
+}
+
+/// A shard's executor ended.
+#[derive(Debug)]
+pub struct ShardEnd {
+    /// Which shard, from 0.
+    pub shard: usize,
+    /// How.
+    pub end: CoreEnd,
+}
+
+/// Why the shards could not be started.
+#[derive(Debug)]
+pub enum SpawnError {
+    /// The address cannot be listened on.
+    Bind(SocketAddr, io::Error),
+    /// A shard's thread or its executor could not be made.
+    Start(usize, io::Error),
+}
+
+impl fmt::Display for SpawnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind(address, why) => write!(f, "cannot listen on {address}: {why}"),
+            Self::Start(shard, why) => write!(f, "cannot start shard {shard}: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for SpawnError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Bind(_, why) | Self::Start(_, why) => Some(why),
+        }
+    }
+}
+
+/// How a drain went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Every request was finished and every connection closed.
+    Whole,
+    /// The deadline cut the rest off.
+    CutOff,
+}
+
+/// How long a shard may take to close its connections after the drain's deadline, before it is left behind.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+struct ShardMain {
+    shard: Shard,
+    listener: TcpListener,
+}
+
+impl CoreMain for ShardMain {
+    async fn run<R: Rt>(self, rt: R) {
+        match rt.adopt(self.listener) {
+            Ok(listener) => self.shard.run(rt, listener).await,
+            Err(why) => tracing::error!(%why, "a shard cannot use its listener"),
+        }
+    }
+}
+
+impl ShardSet {
+    /// Binds the API's address once per shard and starts the shards. They answer 503 until the first
+    /// [`ShardSet::publish`].
+    ///
+    /// # Errors
+    /// [`SpawnError`]; nothing is left running then.
+    pub fn spawn(config: ShardsConfig) -> Result<Self, SpawnError> {
+        let bind = |why| SpawnError::Bind(config.listen, why);
+        let listeners = tsp_rt::bind_reuseport(config.listen, config.cpus.len()).map_err(bind)?;
+        let first = listeners
+            .first()
+            .ok_or_else(|| bind(io::ErrorKind::InvalidInput.into()))?;
+        let local_addr = first.local_addr().map_err(bind)?;
+        let api_keys = Arc::new(config.api_keys);
+        let (ended, ends) = crossbeam_channel::bounded(config.cpus.len());
+        let mut threads = Vec::with_capacity(config.cpus.len());
+        let mut controls = Vec::with_capacity(config.cpus.len());
+        for ((index, cpu), listener) in (0u16..).zip(config.cpus).zip(listeners) {
+            let parts = ShardParts {
+                api_keys: Arc::clone(&api_keys),
+                limits: config.limits.clone(),
+                events: config.events.clone(),
+                scrape: config.scrape.clone(),
+                instance: config.instance,
+            };
+            let (shard, control) = Shard::new(index, parts);
+            let (ended, index) = (ended.clone(), usize::from(index));
+            let thread = tsp_rt::spawn_core_watched(
+                config.backend,
+                &format!("tsp-shard-{index}"),
+                cpu,
+                ShardMain { shard, listener },
+                move |end| {
+                    // There is room for every shard's end; nobody may be left to hear it.
+                    drop(ended.try_send(ShardEnd {
+                        shard: index,
+                        end: end.clone(),
+                    }));
+                },
+            );
+            threads.push(thread.map_err(|why| SpawnError::Start(index, why))?);
+            controls.push(control);
+        }
+        let metrics = MetricsHub::new(controls.iter().map(|control| Arc::clone(&control.metrics)));
+        Ok(Self {
+            local_addr,
+            threads,
+            controls,
+            metrics: Arc::new(metrics),
+            ends,
+        })
+    }
+
+    /// Hands `snapshot` to every shard. Never waits; a shard that is busy takes the newest when it comes to it.
+    pub fn publish(&mut self, snapshot: &Arc<Snapshot>) {
+        for control in &mut self.controls {
+            control.snapshots.publish(Arc::clone(snapshot));
+        }
+    }
+
+    /// Tells the shards whether the configurations are young enough. While they are not, key operations are refused.
+    pub fn set_fresh(&self, fresh: bool) {
+        self.command(|| Command::Fresh(fresh));
+    }
+
+    /// The address that the shards listen on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The shards' metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<MetricsHub> {
+        &self.metrics
+    }
+
+    /// The snapshot that each shard works with; `None` before its first.
+    #[must_use]
+    pub fn snapshot_versions(&self) -> Vec<Option<SnapshotVersion>> {
+        let version = |control: &ShardControl| control.version.load(Acquire);
+        let known = |number| (number != NO_VERSION).then_some(SnapshotVersion(number));
+        self.controls.iter().map(version).map(known).collect()
+    }
+
+    /// Tells when a shard has ended. Before a drain that is a failure, and the process must not go on without it.
+    #[must_use]
+    pub fn ends(&self) -> &Receiver<ShardEnd> {
+        &self.ends
+    }
+
+    /// Stops accepting, finishes the requests under way, closes the connections; what is left after `longest` is cut
+    /// off.
+    #[must_use]
+    pub fn drain(self, longest: Duration) -> Drained {
+        self.command(|| Command::Drain);
+        if self.wait_for_ends(longest) {
+            return Drained::Whole;
+        }
+        self.command(|| Command::Close);
+        self.wait_for_ends(CLOSE_WAIT);
+        Drained::CutOff
+    }
+
+    fn command(&self, command: impl Fn() -> Command) {
+        for control in &self.controls {
+            // A full mailbox belongs to a shard that is stuck; the process ends by its deadline all the same.
+            drop(control.commands.send(command()));
+        }
+    }
+
+    /// Whether all shards ended within `longest`.
+    fn wait_for_ends(&self, longest: Duration) -> bool {
+        let looks = longest.as_millis() / END_LOOK_INTERVAL.as_millis();
+        for _ in 0..=looks {
+            if self.threads.iter().all(CoreThread::is_finished) {
+                return true;
+            }
+            match self.ends.recv_timeout(END_LOOK_INTERVAL) {
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                // Every shard has reported its end; what is left is a few instructions of its thread.
+                Err(RecvTimeoutError::Disconnected) => return true,
+            }
+        }
+        false
+    }
+}
+
+/// The version number that stands for "none yet".
+pub(crate) const NO_VERSION: u64 = u64::MAX;
+
+/// How often a drain looks whether the last shard's thread has gone after its report.
+const END_LOOK_INTERVAL: Duration = Duration::from_millis(5);

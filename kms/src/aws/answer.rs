@@ -432,3 +432,6 @@ fn bare_code(code: &str) -> &str {
     let code = code.split_once(':').map_or(code, |(code, _)| code);
     code.rsplit_once('#').map_or(code, |(_, code)| code).trim()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,367 @@
+//! The HTTP API: route, API key, body; then one handler.
+//!
+//! The order of checks is part of the contract: API key, route, body, tenant, primary, EDEK, config, KMS.
+
+mod batch;
+mod event;
+mod rekey;
+mod report;
+mod unwrap;
+mod wrap;
+
+use std::{rc::Rc, time::Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::{Body as _, Incoming},
+    header::{
+        ALLOW, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderValue, RETRY_AFTER,
+        USER_AGENT,
+    },
+};
+use tokio::sync::oneshot;
+use tsp_kms::KmsKind;
+use tsp_rt::Rt;
+use tsp_wire::{
+    RayId, TspCode,
+    api::{Metadata, SecretBuf},
+};
+
+use crate::{
+    error::OpError,
+    events::Reporter,
+    limits::RETRY_AFTER_S_MAX,
+    metrics::Endpoint,
+    shard::Core,
+    snapshot::{Tenant, View},
+};
+
+/// What a handler gives back on success.
+pub(crate) enum Answer {
+    /// Status 200 with a body that holds keys.
+    Keys(SecretBuf),
+    /// Nothing to say: `null`, or no content for callers that would not read it.
+    Done,
+}
+
+/// One request on its way through its handler.
+pub(crate) struct Op<'a, R: Rt> {
+    pub(crate) core: &'a Core<R>,
+    pub(crate) view: &'a View,
+    pub(crate) began: Instant,
+    pub(crate) ray_id: RayId,
+    /// The label of this request in the metrics; set when its tenant is known.
+    pub(crate) kms_kind: &'a mut Option<KmsKind>,
+}
+
+impl<'a, R: Rt> Op<'a, R> {
+    /// The tenant that the request names.
+    pub(crate) fn tenant(&mut self, id: &str) -> Result<&'a Rc<Tenant>, OpError> {
+        let tenant = self.view.tenant(id).ok_or(OpError::UnknownTenant)?;
+        *self.kms_kind = tenant.kms_kind();
+        Ok(tenant)
+    }
+
+    pub(crate) fn reporter<'m>(&self, metadata: &'m Metadata<'m>) -> Reporter<'m, R> {
+        self.core.events.reporter(metadata, self.ray_id)
+    }
+
+    /// When this operation must have ended at the KMS.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.core.rt.now() + self.core.limits.kms_operation_timeout
+    }
+}
+
+/// Answers one request. Never fails: an error is an answer too.
+pub(crate) async fn serve<R: Rt>(
+    core: &Core<R>,
+    request: Request<Incoming>,
+    began: Instant,
+) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    if request.method() == Method::GET && path == "/metrics" {
+        return metrics(core).await;
+    }
+    // SDKs given a base URL that ends in a slash ask for `//api/1/…`.
+    let route = route(path.trim_start_matches('/'));
+    let endpoint = route.unwrap_or(Endpoint::Other);
+    let java = is_java(request.headers());
+    core.metrics.request_begins(endpoint);
+    let _inflight = Inflight { core, endpoint };
+    let mut kms_kind = None;
+    let result = answer(core, request, route, began, &mut kms_kind).await;
+    let (outcome, response) = match result {
+        Ok(Answer::Keys(body)) => ((200, None), json(200, Bytes::from_owner(body))),
+        // Java's SDK never reads these answers, and a body it does not read would hold its connection for ever.
+        Ok(Answer::Done) if java => {
+            let mut response = Response::new(Full::default());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            ((204, None), response)
+        }
+        Ok(Answer::Done) => ((200, None), json(200, Bytes::from_static(b"null"))),
+        Err(why) => refuse(core, &why, java),
+    };
+    core.metrics
+        .request(endpoint, kms_kind, outcome, core.rt.now() - began);
+    response
+}
+
+async fn answer<R: Rt>(
+    core: &Core<R>,
+    request: Request<Incoming>,
+    route: Option<Endpoint>,
+    began: Instant,
+    kms_kind: &mut Option<KmsKind>,
+) -> Result<Answer, OpError> {
+    if !core.api_keys.allow(request.headers().get(AUTHORIZATION)) {
+        discard(core, request, core.limits.head_bytes_max, began).await;
+        return Err(OpError::Unauthorized);
+    }
+    count_client(core, request.headers());
+    let early = match route {
+        None => Some(OpError::UnknownPath),
+        Some(_) if request.method() != Method::POST => Some(OpError::WrongMethod),
+        Some(_) if request.headers().contains_key(CONTENT_ENCODING) => {
+            Some(OpError::CompressedBody)
+        }
+        Some(_) => None,
+    };
+    if let Some(why) = early {
+        discard(core, request, core.limits.head_bytes_max, began).await;
+        return Err(why);
+    }
+    let mut body = read_body(core, request, began).await?;
+    let bytes = body.bytes.as_mut_slice();
+    let mut random = [0; 12];
+    core.rt.random(&mut random);
+    let ray_id = RayId::from_random(random);
+    // These two need no configuration: an event of an unknown tenant is taken too.
+    match route {
+        Some(Endpoint::SecurityEvent) => return event::security_event(core, ray_id, bytes).await,
+        Some(Endpoint::ReportOperations) => {
+            return report::report_operations(core, ray_id, bytes).await;
+        }
+        _ => {}
+    }
+    if !core.fresh.get() {
+        return Err(OpError::StaleConfigurations);
+    }
+    let view = core.slot.load().ok_or(OpError::NotReady)?;
+    let op = Op {
+        core,
+        view: &view,
+        began,
+        ray_id,
+        kms_kind,
+    };
+    match route.unwrap_or(Endpoint::Other) {
+        Endpoint::Wrap => wrap::wrap(op, bytes).await,
+        Endpoint::Unwrap => unwrap::unwrap(op, bytes).await,
+        Endpoint::BatchWrap => batch::batch_wrap(op, bytes).await,
+        Endpoint::BatchUnwrap => batch::batch_unwrap(op, bytes).await,
+        Endpoint::Rekey => rekey::rekey(op, bytes).await,
+        Endpoint::SecurityEvent | Endpoint::ReportOperations | Endpoint::Other => {
+            Err(OpError::UnknownPath)
+        }
+    }
+}
+
+fn route(path: &str) -> Option<Endpoint> {
+    Some(match path.strip_prefix("api/1/")? {
+        "document/wrap" => Endpoint::Wrap,
+        "document/unwrap" => Endpoint::Unwrap,
+        "document/batch-wrap" => Endpoint::BatchWrap,
+        "document/batch-unwrap" => Endpoint::BatchUnwrap,
+        "document/rekey" => Endpoint::Rekey,
+        "document/report-operations" => Endpoint::ReportOperations,
+        "event/security-event" => Endpoint::SecurityEvent,
+        _ => return None,
+    })
+}
+
+/// Whether the caller is one of Java's SDKs, which leave some answers unread.
+fn is_java(headers: &HeaderMap) -> bool {
+    headers
+        .get("x-icl-tsc-language")
+        .is_some_and(|language| language == "java")
+        || headers
+            .get(USER_AGENT)
+            .is_some_and(|agent| agent.as_bytes().starts_with(b"Google-HTTP-Java-Client"))
+}
+
+fn count_client<R: Rt>(core: &Core<R>, headers: &HeaderMap) {
+    let text = |name| {
+        headers
+            .get(name)
+            .and_then(|value: &HeaderValue| value.to_str().ok())
+    };
+    if let Some(language) = text("x-icl-tsc-language") {
+        core.metrics
+            .client(language, text("x-icl-tsc-version").unwrap_or("none"));
+    }
+}
+
+struct Inflight<'a, R: Rt> {
+    core: &'a Core<R>,
+    endpoint: Endpoint,
+}
+
+impl<R: Rt> Drop for Inflight<'_, R> {
+    fn drop(&mut self) {
+        self.core.metrics.request_ends(self.endpoint);
+    }
+}
+
+fn json(status: u16, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+type Outcome = (u16, Option<TspCode>);
+
+fn refuse<R: Rt>(core: &Core<R>, why: &OpError, java: bool) -> (Outcome, Response<Full<Bytes>>) {
+    let error = why.response();
+    if let Some(limit) = error.limit {
+        core.metrics.refused(limit);
+    }
+    // Java's SDK does not read a 401.
+    let body = match java && matches!(why, OpError::Unauthorized) {
+        true => Bytes::new(),
+        false => tsp_wire::api::error(error.code, &error.message).into(),
+    };
+    let mut response = json(error.status, body);
+    if let Some(after) = error.retry_after {
+        let seconds = after.as_secs().clamp(1, RETRY_AFTER_S_MAX);
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if matches!(why, OpError::WrongMethod) {
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    ((error.status, Some(error.code)), response)
+}
+
+/// `GET /metrics`: the control core renders the text, so that a scrape costs this shard nothing.
+async fn metrics<R: Rt>(core: &Core<R>) -> Response<Full<Bytes>> {
+    let (reply, text) = oneshot::channel();
+    let asked = core.scrape.try_send(reply).is_ok();
+    match text.await {
+        Ok(text) if asked => {
+            let mut response = Response::new(Full::new(text));
+            let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            response
+        }
+        _ => {
+            let message = "The control core is busy; scrape again.";
+            json(
+                503,
+                tsp_wire::api::error(TspCode::UnknownError, message).into(),
+            )
+        }
+    }
+}
+
+/// A request's body, and its share of the shard's memory for bodies.
+struct BodyBytes<'a, R: Rt> {
+    bytes: Vec<u8>,
+    held: usize,
+    core: &'a Core<R>,
+}
+
+impl<R: Rt> BodyBytes<'_, R> {
+    fn hold(&mut self, more: usize) -> Result<(), OpError> {
+        let bodies = self.core.bodies_bytes.get() + more;
+        if bodies > self.core.limits.bodies_bytes_max {
+            return Err(OpError::TooManyBodies);
+        }
+        self.core.bodies_bytes.set(bodies);
+        self.held += more;
+        Ok(())
+    }
+}
+
+impl<R: Rt> Drop for BodyBytes<'_, R> {
+    fn drop(&mut self) {
+        self.core
+            .bodies_bytes
+            .set(self.core.bodies_bytes.get().saturating_sub(self.held));
+    }
+}
+
+async fn read_body<'a, R: Rt>(
+    core: &'a Core<R>,
+    request: Request<Incoming>,
+    began: Instant,
+) -> Result<BodyBytes<'a, R>, OpError> {
+    let bytes_max = core.limits.body_bytes_max;
+    let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > bytes_max {
+        discard(core, request, core.limits.refused_body_bytes_max, began).await;
+        return Err(OpError::BodyTooLong(bytes_max));
+    }
+    let mut body = BodyBytes {
+        bytes: Vec::new(),
+        held: 0,
+        core,
+    };
+    let mut incoming = request.into_body();
+    // Nothing is set aside for bytes that were only announced, above what one read brings anyway.
+    body.bytes
+        .reserve_exact(announced.min(core.limits.head_bytes_max));
+    let read = async {
+        while let Some(frame) = incoming.frame().await {
+            let Ok(data) = frame.map_err(|_| OpError::BodyCutOff)?.into_data() else {
+                continue;
+            };
+            if body.bytes.len() + data.len() > bytes_max {
+                throw_away(&mut incoming, core.limits.refused_body_bytes_max).await;
+                return Err(OpError::BodyTooLong(bytes_max));
+            }
+            body.hold(data.len())?;
+            body.bytes.extend_from_slice(&data);
+        }
+        Ok(())
+    };
+    match core.by(began + core.limits.body_timeout, read).await {
+        Some(result) => result.map(|()| body),
+        None => Err(OpError::BodyTooSlow(core.limits.body_timeout)),
+    }
+}
+
+/// Reads a refused request's body and throws it away, so that the client sees the refusal and not a reset; not if the
+/// client waits for a `100 Continue` that will not come.
+async fn discard<R: Rt>(
+    core: &Core<R>,
+    request: Request<Incoming>,
+    bytes_max: usize,
+    began: Instant,
+) {
+    if !request.headers().contains_key(EXPECT) && !request.body().is_end_stream() {
+        let mut body = request.into_body();
+        core.by(
+            began + core.limits.body_timeout,
+            throw_away(&mut body, bytes_max),
+        )
+        .await;
+    }
+}
+
+async fn throw_away(body: &mut Incoming, bytes_max: usize) {
+    let mut bytes = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        bytes += frame.data_ref().map_or(0, Bytes::len);
+        if bytes > bytes_max {
+            break;
+        }
+    }
+}

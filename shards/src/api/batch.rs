@@ -1,0 +1,115 @@
+//! `POST document/batch-wrap` and `document/batch-unwrap`: many keys of one tenant, with failures per item.
+//!
+//! Only a bounded number of an batch's items is under way at a time, so that a batch of any size passes with few
+//! connections and file descriptors.
+
+use futures_util::{StreamExt as _, stream};
+use tsp_rt::Rt;
+use tsp_wire::{
+    api::BatchAnswer,
+    event::{DATA_DECRYPT, DATA_ENCRYPT},
+};
+
+use super::{Answer, Op};
+use crate::{
+    dek,
+    error::OpError,
+    limits::BATCH_ITEMS_PER_TURN,
+    shard::{Core, yield_now},
+};
+
+pub(super) async fn batch_wrap<R: Rt>(
+    mut op: Op<'_, R>,
+    body: &mut [u8],
+) -> Result<Answer, OpError> {
+    let request = op.core.parser.borrow_mut().batch_wrap(body)?;
+    let ids = &request.document_ids;
+    check_size(op.core, ids.len())?;
+    let tenant = op.tenant(request.metadata.tenant_id)?;
+    let config = dek::primary(tenant)?;
+    let _place = op.core.admission.admit(&tenant.load)?;
+    let reporter = op.reporter(&request.metadata);
+    let (core, deadline) = (op.core, op.began + op.core.limits.batch_timeout);
+    let results = fan_out(core, ids, async |_| {
+        let dek = dek::generate(&core.rt);
+        let edek = dek::wrap(core, tenant, config, &dek, deadline).await?;
+        reporter
+            .operation(&tenant.id, config.id, DATA_ENCRYPT)
+            .await?;
+        Ok((dek, edek))
+    })
+    .await;
+    let mut answer = BatchAnswer::with_capacity(ids.len());
+    for (id, result) in ids.iter().zip(results) {
+        match result {
+            Ok((dek, edek)) => answer.push_wrapped(id, &dek, &edek),
+            Err(why) => push_failure(&mut answer, id, &why),
+        }
+    }
+    Ok(Answer::Keys(answer.finish()))
+}
+
+pub(super) async fn batch_unwrap<R: Rt>(
+    mut op: Op<'_, R>,
+    body: &mut [u8],
+) -> Result<Answer, OpError> {
+    let request = op.core.parser.borrow_mut().batch_unwrap(body)?;
+    let items = &request.edeks;
+    check_size(op.core, items.len())?;
+    let tenant = op.tenant(request.metadata.tenant_id)?;
+    let _place = op.core.admission.admit(&tenant.load)?;
+    let reporter = op.reporter(&request.metadata);
+    let (core, deadline) = (op.core, op.began + op.core.limits.batch_timeout);
+    let results = fan_out(core, items, async |(_, edek): &(_, &str)| {
+        let edek = dek::read_edek(tenant, edek)?;
+        let dek = dek::unwrap(core, tenant, &edek, deadline).await?;
+        reporter
+            .operation(&tenant.id, edek.config.id, DATA_DECRYPT)
+            .await?;
+        Ok(dek)
+    })
+    .await;
+    let mut answer = BatchAnswer::with_capacity(items.len());
+    for ((id, _), result) in items.iter().zip(results) {
+        match result {
+            Ok(dek) => answer.push_unwrapped(id, &dek),
+            Err(why) => push_failure(&mut answer, id, &why),
+        }
+    }
+    Ok(Answer::Keys(answer.finish()))
+}
+
+fn check_size<R: Rt>(core: &Core<R>, items: usize) -> Result<(), OpError> {
+    let max = core.limits.batch_items_max;
+    if items > max {
+        Err(OpError::TooManyItems(max))
+    } else {
+        Ok(())
+    }
+}
+
+fn push_failure(answer: &mut BatchAnswer, id: &str, why: &OpError) {
+    let error = why.response();
+    answer.push_failure(id, error.code, &error.message);
+}
+
+/// Does `work` for every item, a bounded number at a time, and gives the results in the items' order.
+async fn fan_out<R: Rt, I, T>(
+    core: &Core<R>,
+    items: &[I],
+    work: impl AsyncFn(&I) -> Result<T, OpError>,
+) -> Vec<Result<T, OpError>> {
+    let work = &work;
+    let mut under_way = stream::iter(items.iter().enumerate())
+        .map(|(index, item)| async move { (index, work(item).await) })
+        .buffer_unordered(core.limits.batch_fanout_max);
+    let mut done = Vec::with_capacity(items.len());
+    while let Some(result) = under_way.next().await {
+        done.push(result);
+        if done.len() % BATCH_ITEMS_PER_TURN == 0 {
+            yield_now().await;
+        }
+    }
+    done.sort_unstable_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
+}

@@ -1,0 +1,175 @@
+//! DEKs: made here, wrapped and unwrapped by the tenant's KMS, and opened here when they lie under a leased key.
+
+use std::{rc::Rc, time::Instant};
+
+use crate::{
+    error::OpError,
+    metrics::KeyOperation,
+    shard::Core,
+    snapshot::{KmsHandle, Tenant},
+    upstream::Operation,
+};
+use aes_gcm::{Aes256Gcm, KeyInit as _, Nonce, Tag, aead::AeadInOut as _};
+use tsp_kms::{HttpAnswer, Kms, KmsOperation, Session};
+use tsp_rt::Rt;
+use tsp_wire::{
+    Dek,
+    edek::{self, EncryptedDek, EncryptedDeks},
+};
+
+/// Makes a DEK from the shard's own generator.
+pub(crate) fn generate<R: Rt>(rt: &R) -> Dek {
+    Dek::fill_with(|bytes| rt.random(bytes))
+}
+
+/// The config that encrypts for `tenant`.
+pub(crate) fn primary(tenant: &Tenant) -> Result<&Rc<KmsHandle>, OpError> {
+    let missing = || OpError::NoPrimaryKmsConfig {
+        tenant: tenant.id.as_str().into(),
+    };
+    tenant.primary.as_ref().ok_or_else(missing)
+}
+
+/// Wraps `dek` with a config of `tenant`'s and gives the EDEK.
+///
+/// Takes one KMS call, or none with the local KMS. Ends by `deadline`.
+pub(crate) async fn wrap<R: Rt>(
+    core: &Core<R>,
+    tenant: &Tenant,
+    config: &KmsHandle,
+    dek: &Dek,
+    deadline: Instant,
+) -> Result<Vec<u8>, OpError> {
+    let kms = config
+        .kms
+        .as_deref()
+        .ok_or(OpError::KmsConfigBroken(config.id))?;
+    let blob = match kms {
+        Kms::Local(local) => {
+            let mut nonce = [0; 12];
+            core.rt.random(&mut nonce);
+            local.wrap(tenant.id.as_str(), dek, nonce)
+        }
+        Kms::Aws(aws) => {
+            let operation = Operation {
+                handle: config,
+                kind: kms.kind(),
+                operation: KmsOperation::Wrap,
+                endpoint: aws.endpoint(),
+                request: |session: &mut Session, now| Ok(aws.wrap_request(dek, session, now)),
+                answer: |answer: &HttpAnswer<'_>| aws.read_wrap(answer),
+            };
+            core.upstream.operate(operation, deadline).await?
+        }
+    };
+    core.metrics.key_operation(KeyOperation::Wrap);
+    Ok(edek::encode_unleased(config.id, &blob))
+}
+
+/// An EDEK that has been read and whose config may decrypt for the tenant.
+pub(crate) struct Opened<'a> {
+    entry: EncryptedDek,
+    pub(crate) config: &'a Rc<KmsHandle>,
+}
+
+/// Reads an EDEK and finds its config: the first entry that names an active config of `tenant`'s, primary or not.
+pub(crate) fn read_edek<'a>(tenant: &'a Tenant, base64: &str) -> Result<Opened<'a>, OpError> {
+    find(tenant, edek::parse(base64)?)
+}
+
+fn find(tenant: &Tenant, edeks: EncryptedDeks) -> Result<Opened<'_>, OpError> {
+    let first = edeks
+        .encrypted_deks
+        .first()
+        .map_or(0, |entry| entry.kms_config_id);
+    for entry in edeks.encrypted_deks {
+        if let Some(config) = tenant.active(entry.kms_config_id) {
+            return Ok(Opened { entry, config });
+        }
+    }
+    Err(OpError::KmsConfigNotActive {
+        tenant: tenant.id.as_str().into(),
+        config: first,
+    })
+}
+
+/// Unwraps an EDEK's DEK. Takes one KMS call, or none with the local KMS. Ends by `deadline`.
+pub(crate) async fn unwrap<R: Rt>(
+    core: &Core<R>,
+    tenant: &Tenant,
+    edek: &Opened<'_>,
+    deadline: Instant,
+) -> Result<Dek, OpError> {
+    let entry = &edek.entry;
+    let dek = if entry.leased_key_id == 0 {
+        kms_unwrap(
+            core,
+            tenant,
+            edek.config,
+            &entry.encrypted_dek_data,
+            deadline,
+        )
+        .await?
+    } else {
+        // The leased key travels inside the EDEK, itself wrapped by the KMS.
+        let leased = EncryptedDeks::from_bytes(&entry.encrypted_leased_key_data).map_err(|_| {
+            OpError::InvalidLeasedEdek("Provided EDEK is leased, but holds no leased key.")
+        })?;
+        let leased = find(tenant, leased)?;
+        let blob = &leased.entry.encrypted_dek_data;
+        let leased_key = kms_unwrap(core, tenant, leased.config, blob, deadline).await?;
+        core.metrics.key_operation(KeyOperation::LeasedKeyUnwrap);
+        open_leased(&leased_key, &entry.leased_key_iv, &entry.encrypted_dek_data)
+            .map_err(OpError::InvalidLeasedEdek)?
+    };
+    core.metrics.key_operation(KeyOperation::Unwrap);
+    Ok(dek)
+}
+
+async fn kms_unwrap<R: Rt>(
+    core: &Core<R>,
+    tenant: &Tenant,
+    config: &KmsHandle,
+    blob: &[u8],
+    deadline: Instant,
+) -> Result<Dek, OpError> {
+    let kms = config
+        .kms
+        .as_deref()
+        .ok_or(OpError::KmsConfigBroken(config.id))?;
+    Ok(match kms {
+        Kms::Local(local) => local.unwrap(tenant.id.as_str(), blob)?,
+        Kms::Aws(aws) => {
+            let operation = Operation {
+                handle: config,
+                kind: kms.kind(),
+                operation: KmsOperation::Unwrap,
+                endpoint: aws.endpoint(),
+                request: |session: &mut Session, now| aws.unwrap_request(blob, session, now),
+                answer: |answer: &HttpAnswer<'_>| aws.read_unwrap(answer),
+            };
+            core.upstream.operate(operation, deadline).await?
+        }
+    })
+}
+
+/// Opens the DEK of a leased EDEK: AES-256-GCM under the leased key, no additional data.
+///
+/// # Errors
+/// What does not fit, in words for the caller: wrong sizes, or an authentication failure.
+fn open_leased(leased_key: &Dek, iv: &[u8], data: &[u8]) -> Result<Dek, &'static str> {
+    let nonce: &[u8; 12] = iv
+        .try_into()
+        .map_err(|_| "Provided EDEK is leased, but its IV does not have 12 bytes.")?;
+    let sealed: &[u8; Dek::LEN + 16] = data
+        .try_into()
+        .map_err(|_| "Provided EDEK is leased, but its data does not have 48 bytes.")?;
+    let (ciphertext, tag) = sealed.split_at(Dek::LEN);
+    let tag = Tag::try_from(tag).map_err(|_| "Provided EDEK is leased, but has no tag.")?;
+    Dek::try_fill_with(|dek| {
+        dek.copy_from_slice(ciphertext);
+        Aes256Gcm::new(leased_key.expose().into())
+            .decrypt_inout_detached(&Nonce::from(*nonce), b"", dek.as_mut_slice().into(), &tag)
+            .map_err(|_| "Provided EDEK does not open under its leased key.")
+    })
+}

@@ -1,0 +1,91 @@
+//! The data plane's limits: each with its unit, its default and its reason.
+
+use std::time::Duration;
+
+/// Every bound that a shard holds itself to. The defaults are what `tsp` runs with.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Longest request body, in bytes. The largest batches the SDKs make are far below 1 MiB.
+    pub body_bytes_max: usize,
+    /// Request bodies held at one time by one shard, in bytes. Bounds memory whatever clients send.
+    pub bodies_bytes_max: usize,
+    /// Bytes of a refused body that are read and thrown away so that the client gets to see the refusal.
+    pub refused_body_bytes_max: usize,
+    /// Longest request head, in bytes. SDKs send below 1 KiB; proxies in between add cookies and traces.
+    pub head_bytes_max: usize,
+    /// Longest time for a request's head, from its first byte. Slow heads hold a connection for nothing.
+    pub head_timeout: Duration,
+    /// Longest time for a request's body, from the end of its head.
+    pub body_timeout: Duration,
+    /// Longest silence on a connection between requests. Above load balancers' usual 60 s, since two SDKs do not
+    /// try again when a kept connection turns out to be closed.
+    pub idle_timeout: Duration,
+    /// Connections of one shard. Each costs about 20 KiB; above this the newest is closed.
+    pub connections_max: usize,
+    /// Requests that one shard works on at a time. More are told to come back.
+    pub inflight_max: usize,
+    /// Requests of one tenant that one shard works on at a time: a tenant whose KMS hangs leaves room for the others.
+    pub tenant_inflight_max: usize,
+    /// Items in one batch. With ids of a few bytes the body limit alone would allow millions.
+    pub batch_items_max: usize,
+    /// KMS calls that one batch has under way at a time.
+    pub batch_fanout_max: usize,
+    /// Longest time for a whole batch: SDKs give up at 20 s.
+    pub batch_timeout: Duration,
+    /// Longest time for one operation at a KMS, retry included.
+    pub kms_operation_timeout: Duration,
+    /// Longest time for one attempt at a KMS: 10 to 100 times a usual answer.
+    pub kms_attempt_timeout: Duration,
+    /// Longest time to connect to a KMS, TLS included.
+    pub kms_connect_timeout: Duration,
+    /// Connections that one shard opens to one KMS endpoint.
+    pub kms_connections_max: usize,
+    /// Operations that wait for one of those connections. More are refused at once.
+    pub kms_waiters_max: usize,
+    /// Longest idle time of a kept KMS connection: below what far ends and NAT gateways allow.
+    pub kms_idle_timeout: Duration,
+    /// Longest answer body of a KMS, in bytes. Real ones are below 4 KiB.
+    pub kms_answer_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 16 << 20,
+            bodies_bytes_max: 256 << 20,
+            refused_body_bytes_max: 64 << 20,
+            head_bytes_max: 64 << 10,
+            head_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(120),
+            connections_max: 16_384,
+            inflight_max: 4_096,
+            tenant_inflight_max: 2_048,
+            batch_items_max: 50_000,
+            batch_fanout_max: 64,
+            batch_timeout: Duration::from_secs(18),
+            kms_operation_timeout: Duration::from_secs(5),
+            kms_attempt_timeout: Duration::from_millis(2_500),
+            kms_connect_timeout: Duration::from_millis(1_500),
+            kms_connections_max: 64,
+            kms_waiters_max: 8_192,
+            kms_idle_timeout: Duration::from_secs(20),
+            kms_answer_bytes_max: 64 << 10,
+        }
+    }
+}
+
+/// Items of a batch that are worked on before other tasks of the shard get a turn. Ten local wraps take about 20 µs.
+pub(crate) const BATCH_ITEMS_PER_TURN: usize = 16;
+
+/// How often a shard looks for connections that are over their time.
+pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Pause between looks at a full event queue: well below the default longest wait of 25 ms.
+pub(crate) const EVENT_QUEUE_LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Least time between two warnings of one kind.
+pub(crate) const WARNING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Longest `Retry-After` passed to a caller, in seconds: an hour-long hint is a KMS's mistake, not advice.
+pub(crate) const RETRY_AFTER_S_MAX: u64 = 60;

@@ -1,0 +1,281 @@
+//! Snapshots: validated once on the control core, then indexed by each shard for itself.
+//!
+//! What a shard holds cannot be wrong: [`Snapshot::from_doc`] leaves out, and names, whatever does not validate.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap, btree_map::Entry},
+    rc::Rc,
+    sync::Arc,
+};
+
+use tsp_kms::{Kms, KmsKind, Session};
+use tsp_rt::tls::ClientTls;
+use tsp_wire::{
+    KmsConfigId, SnapshotVersion, TenantId,
+    snapshot::{KmsConfigDoc, KmsKeyDoc, SnapshotDoc, TenantDoc},
+};
+
+use crate::admission::TenantLoad;
+
+/// All tenants and KMS configs of one moment: validated, immutable, shared by all cores.
+#[derive(Debug)]
+pub struct Snapshot {
+    version: SnapshotVersion,
+    kms: BTreeMap<KmsConfigId, KmsConfig>,
+    tenants: BTreeMap<TenantId, Vec<Assignment>>,
+}
+
+/// One KMS config; `None` if it does not validate, so that its operations can say so.
+#[derive(Debug)]
+struct KmsConfig(Option<Arc<Kms>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Assignment {
+    kms: KmsConfigId,
+    active: bool,
+    primary: bool,
+}
+
+/// A part of a configuration that was left out.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// What was left out, such as `KMS config 41` or `tenant acme`.
+    pub what: String,
+    /// Why, in words for the operator; no secret is in it.
+    pub why: String,
+}
+
+impl Snapshot {
+    /// Validates `doc`. What does not validate is left out and named; the rest is served.
+    ///
+    /// `allow_local` permits the built-in local KMS, whose keys lie with the configuration.
+    #[must_use]
+    pub fn from_doc(doc: SnapshotDoc, allow_local: bool) -> (Self, Vec<Rejected>) {
+        let mut rejected = Vec::new();
+        let mut kms = BTreeMap::new();
+        for config in doc.kms {
+            let what = format!("KMS config {}", config.id);
+            let Some(id) = KmsConfigId::new(config.id) else {
+                let why = "the id must be a number from 1 to 2147483647".to_owned();
+                rejected.push(Rejected { what, why });
+                continue;
+            };
+            if kms.contains_key(&id) {
+                let why = "another KMS config has the same id".to_owned();
+                rejected.push(Rejected { what, why });
+                continue;
+            }
+            let usable = if matches!(config.key, KmsKeyDoc::Local { .. }) && !allow_local {
+                Err("the local KMS is not allowed here; TSP_ALLOW_LOCAL_KMS=true permits it".into())
+            } else {
+                validate_kms(&config)
+            };
+            let usable = usable
+                .map_err(|why| rejected.push(Rejected { what, why }))
+                .map(Arc::new)
+                .ok();
+            kms.insert(id, KmsConfig(usable));
+        }
+        let mut tenants = BTreeMap::new();
+        for tenant in doc.tenants {
+            let sound = validate_tenant(&tenant, &kms).and_then(|(id, assignments)| match tenants
+                .entry(id)
+            {
+                Entry::Vacant(entry) => Ok(entry.insert(assignments)),
+                Entry::Occupied(_) => Err("another tenant has the same id".to_owned()),
+            });
+            if let Err(why) = sound {
+                rejected.push(Rejected {
+                    what: format!("tenant {:?}", tenant.id),
+                    why,
+                });
+            }
+        }
+        (
+            Self {
+                version: doc.version,
+                kms,
+                tenants,
+            },
+            rejected,
+        )
+    }
+
+    /// The snapshot's place in the order of snapshots.
+    #[must_use]
+    pub fn version(&self) -> SnapshotVersion {
+        self.version
+    }
+
+    /// Number of tenants served.
+    #[must_use]
+    pub fn tenant_count(&self) -> usize {
+        self.tenants.len()
+    }
+
+    /// Number of KMS configs, those that do not validate included.
+    #[must_use]
+    pub fn kms_config_count(&self) -> usize {
+        self.kms.len()
+    }
+}
+
+fn validate_kms(config: &KmsConfigDoc) -> Result<Kms, String> {
+    if let Some(pem) = &config.ca_pem {
+        ClientTls::with_roots_pem(pem).map_err(|why| format!("ca_file: {why}"))?;
+    }
+    Kms::from_doc(config).map_err(|why| why.to_string())
+}
+
+fn validate_tenant(
+    tenant: &TenantDoc,
+    kms: &BTreeMap<KmsConfigId, KmsConfig>,
+) -> Result<(TenantId, Vec<Assignment>), String> {
+    let id = TenantId::new(&tenant.id)
+        .ok_or("the id must have 1 to 256 bytes and no control characters")?;
+    let mut assignments = Vec::<Assignment>::with_capacity(tenant.assignments.len());
+    for assignment in &tenant.assignments {
+        let number = assignment.kms;
+        let known = KmsConfigId::new(number).filter(|id| kms.contains_key(id));
+        let config = known
+            .ok_or_else(|| format!("it is assigned KMS config {number}, which does not exist"))?;
+        if assignment.primary && !assignment.active {
+            return Err(format!("KMS config {number} is primary but not active"));
+        }
+        if assignments.iter().any(|other| other.kms == config) {
+            return Err(format!("KMS config {number} is assigned twice"));
+        }
+        if assignment.primary && assignments.iter().any(|other| other.primary) {
+            return Err("more than one of its KMS configs is primary".into());
+        }
+        let (active, primary) = (assignment.active, assignment.primary);
+        assignments.push(Assignment {
+            kms: config,
+            active,
+            primary,
+        });
+    }
+    Ok((id, assignments))
+}
+
+/// One shard's own tables, made from a [`Snapshot`]. An operation keeps one from its start to its end.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) version: SnapshotVersion,
+    tenants: HashMap<TenantId, Rc<Tenant>>,
+    kms: HashMap<KmsConfigId, Rc<KmsHandle>>,
+}
+
+/// A tenant as a shard sees it.
+#[derive(Debug)]
+pub(crate) struct Tenant {
+    pub(crate) id: TenantId,
+    pub(crate) load: TenantLoad,
+    pub(crate) primary: Option<Rc<KmsHandle>>,
+    active: Vec<Rc<KmsHandle>>,
+}
+
+/// A KMS config as a shard sees it: the shared, immutable config and this shard's own state for it.
+#[derive(Debug)]
+pub(crate) struct KmsHandle {
+    pub(crate) id: KmsConfigId,
+    /// `None` if the config does not validate.
+    pub(crate) kms: Option<Arc<Kms>>,
+    /// Signing keys and the like; goes on from snapshot to snapshot.
+    pub(crate) session: Rc<RefCell<Session>>,
+}
+
+impl View {
+    /// Builds this shard's tables; what `previous` knows of loads and sessions goes on.
+    pub(crate) fn build(snapshot: &Snapshot, previous: Option<&Self>) -> Self {
+        let kms: HashMap<_, _> = snapshot
+            .kms
+            .iter()
+            .map(|(id, config)| {
+                let before = previous.and_then(|view| view.kms.get(id));
+                let session = before.map_or_else(Rc::default, |config| Rc::clone(&config.session));
+                (
+                    *id,
+                    Rc::new(KmsHandle {
+                        id: *id,
+                        kms: config.0.clone(),
+                        session,
+                    }),
+                )
+            })
+            .collect();
+        let tenants = snapshot
+            .tenants
+            .iter()
+            .map(|(id, assignments)| {
+                let handle = |a: &Assignment| kms.get(&a.kms).map(Rc::clone);
+                let load = previous
+                    .and_then(|view| view.tenants.get(id))
+                    .map_or_else(TenantLoad::default, |tenant| tenant.load.share());
+                let tenant = Tenant {
+                    id: id.clone(),
+                    load,
+                    primary: assignments.iter().find(|a| a.primary).and_then(handle),
+                    active: assignments
+                        .iter()
+                        .filter(|a| a.active)
+                        .filter_map(handle)
+                        .collect(),
+                };
+                (id.clone(), Rc::new(tenant))
+            })
+            .collect();
+        Self {
+            version: snapshot.version,
+            tenants,
+            kms,
+        }
+    }
+
+    /// The tenant, if it is known and has an active config.
+    pub(crate) fn tenant(&self, id: &str) -> Option<&Rc<Tenant>> {
+        self.tenants
+            .get(id)
+            .filter(|tenant| !tenant.active.is_empty())
+    }
+}
+
+impl Tenant {
+    /// The active config with this number, primary or not.
+    pub(crate) fn active(&self, number: i32) -> Option<&Rc<KmsHandle>> {
+        self.active
+            .iter()
+            .find(|handle| handle.id.number() == number)
+    }
+
+    /// The kind of the primary config's KMS: the label of this tenant's requests.
+    pub(crate) fn kms_kind(&self) -> Option<KmsKind> {
+        self.primary.as_ref()?.kms.as_ref().map(|kms| kms.kind())
+    }
+}
+
+/// The current [`View`] of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct SnapshotSlot(RefCell<Option<Rc<View>>>);
+
+impl SnapshotSlot {
+    /// The current view; `None` before the first snapshot.
+    pub(crate) fn load(&self) -> Option<Rc<View>> {
+        self.0.borrow().clone()
+    }
+
+    /// Takes `snapshot` if it is newer than the current one; tells whether it was.
+    pub(crate) fn offer(&self, snapshot: &Snapshot) -> bool {
+        let current = self.load();
+        if current
+            .as_ref()
+            .is_some_and(|view| view.version >= snapshot.version)
+        {
+            return false;
+        }
+        let next = Rc::new(View::build(snapshot, current.as_deref()));
+        self.0.replace(Some(next));
+        true
+    }
+}

@@ -1,0 +1,595 @@
+//! Calls to the tenants' KMSs: per shard and endpoint a bounded pool of kept connections, deadlines, one retry.
+//!
+//! What must stay true:
+//! - A call runs in a task of its own: a caller that goes away costs no connection.
+//! - A kept connection is looked at before it is used (closed, idle for too long, unread bytes). One that dies all the
+//!   same before its first answer byte is replaced by a fresh one at once, which does not count as a retry: every call
+//!   we make is safe to repeat.
+//! - Every wait ends by the operation's deadline.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    fmt,
+    future::Future,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    HeaderMap, Method, Request,
+    body::{Body as _, Incoming},
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
+use tsp_kms::{
+    Endpoint, HttpAnswer, HttpRequest, KmsError, KmsKind, KmsOperation, Retry, Roots, Session,
+};
+use tsp_rt::{
+    NetError, Rt, Staleness, Stream as _,
+    tls::{self, ClientTls, MaybeTls},
+};
+use zeroize::Zeroizing;
+
+use crate::{
+    limits::Limits,
+    metrics::{RefusedBy, ShardMetrics},
+    snapshot::KmsHandle,
+};
+
+/// Longest head of a KMS's answer, in bytes. Real ones are below 2 KiB.
+const ANSWER_HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// How long a resolved name is used: as long as the clouds' own records live at least.
+const ADDRESS_LIFE: Duration = Duration::from_secs(30);
+
+/// Longest random pause before the retry of a call that failed in passing.
+const TRANSIENT_PAUSE_MAX: Duration = Duration::from_millis(50);
+
+/// Longest random pause before the retry of a throttled call that came without a hint.
+const THROTTLED_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// Longest wait for a connection to become ready again after its answer has been read.
+const READY_WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// All pools of one shard.
+pub(crate) struct Upstream<R: Rt> {
+    rt: R,
+    limits: Rc<Limits>,
+    metrics: Arc<ShardMetrics>,
+    pools: RefCell<HashMap<Endpoint, Rc<Pool<R>>>>,
+}
+
+impl<R: Rt> fmt::Debug for Upstream<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream")
+            .field("pools", &self.pools.borrow().len())
+            .finish()
+    }
+}
+
+/// What a provider knows about one operation: how to ask, and how to read the answer.
+pub(crate) struct Operation<'a, B, A> {
+    pub(crate) handle: &'a KmsHandle,
+    pub(crate) kind: KmsKind,
+    pub(crate) operation: KmsOperation,
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) request: B,
+    pub(crate) answer: A,
+}
+
+impl<R: Rt> Upstream<R> {
+    pub(crate) fn new(rt: R, limits: Rc<Limits>, metrics: Arc<ShardMetrics>) -> Self {
+        Self {
+            rt,
+            limits,
+            metrics,
+            pools: RefCell::default(),
+        }
+    }
+
+    /// Runs one operation at a KMS: one call, and one more where the error says that it may help.
+    ///
+    /// # Errors
+    /// What the last call met.
+    pub(crate) async fn operate<T>(
+        &self,
+        operation: Operation<
+            '_,
+            impl Fn(&mut Session, SystemTime) -> Result<HttpRequest, KmsError>,
+            impl Fn(&HttpAnswer<'_>) -> Result<T, KmsError>,
+        >,
+        deadline: Instant,
+    ) -> Result<T, KmsError> {
+        let deadline = deadline.min(self.rt.now() + self.limits.kms_operation_timeout);
+        let mut tried_before = false;
+        loop {
+            let request = {
+                let mut session = operation.handle.session.borrow_mut();
+                (operation.request)(&mut session, self.rt.wall_now())?
+            };
+            let began = self.rt.now();
+            let called = self.call(operation.endpoint, request, deadline).await;
+            let (kind, which) = (operation.kind, operation.operation);
+            let status = called.as_ref().ok().map(|answer| answer.status);
+            self.metrics
+                .kms_request(which, kind, status, self.rt.now() - began);
+            let result = match &called {
+                Ok(answer) => (operation.answer)(&HttpAnswer {
+                    status: answer.status,
+                    headers: &answer.headers,
+                    body: &answer.body,
+                }),
+                Err(why) => Err(KmsError::unreachable(
+                    kind,
+                    which,
+                    why.retry(),
+                    why.to_string(),
+                )),
+            };
+            let why = match result {
+                Ok(value) => return Ok(value),
+                Err(why) => why,
+            };
+            let pause = match why.retry() {
+                _ if tried_before => return Err(why),
+                Retry::No => return Err(why),
+                Retry::Transient => self.random_pause(TRANSIENT_PAUSE_MAX),
+                Retry::Throttled { after: Some(after) } => after,
+                Retry::Throttled { after: None } => self.random_pause(THROTTLED_PAUSE_MAX),
+                Retry::AfterClockRepair { .. } => {
+                    if !operation.handle.session.borrow_mut().repair(&why) {
+                        return Err(why);
+                    }
+                    Duration::ZERO
+                }
+            };
+            if deadline.saturating_duration_since(self.rt.now()) <= pause {
+                return Err(why);
+            }
+            if !pause.is_zero() {
+                self.rt.sleep(pause).await;
+            }
+            self.metrics.kms_retry();
+            tried_before = true;
+        }
+    }
+
+    fn random_pause(&self, max: Duration) -> Duration {
+        let mut random = [0; 4];
+        self.rt.random(&mut random);
+        max.mul_f64(f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX))
+    }
+
+    async fn call(
+        &self,
+        endpoint: &Endpoint,
+        request: HttpRequest,
+        deadline: Instant,
+    ) -> Result<Answer, CallError> {
+        let pool = self.pool(endpoint)?;
+        let (metrics, limit) = (&self.metrics, RefusedBy::KmsWaitersMax);
+        let place = pool.places.take().inspect_err(|_| metrics.refused(limit))?;
+        let (reply, answer) = oneshot::channel();
+        self.rt.spawn(async move {
+            // The caller may have gone; the connection is back in its pool then.
+            drop(reply.send(pool.exchange(place, request, deadline).await));
+        });
+        // The sender is dropped without an answer only if the task panicked.
+        answer.await.unwrap_or(Err(CallError::Broken))
+    }
+
+    fn pool(&self, endpoint: &Endpoint) -> Result<Rc<Pool<R>>, CallError> {
+        let mut pools = self.pools.borrow_mut();
+        if let Some(pool) = pools.get(endpoint) {
+            return Ok(Rc::clone(pool));
+        }
+        let pool = Rc::new(Pool {
+            rt: self.rt.clone(),
+            tls: match (endpoint.tls, &endpoint.roots) {
+                (false, _) => None,
+                (true, Roots::Public) => Some(ClientTls::public()),
+                (true, Roots::Pem(pem)) => {
+                    Some(ClientTls::with_roots_pem(pem).map_err(|_| CallError::Roots)?)
+                }
+            },
+            endpoint: endpoint.clone(),
+            metrics: Arc::clone(&self.metrics),
+            idle: RefCell::default(),
+            places: Places::new(self.limits.kms_connections_max, self.limits.kms_waiters_max),
+            addresses: RefCell::default(),
+            connects: Cell::new(0),
+            limits: Rc::clone(&self.limits),
+        });
+        pools.insert(endpoint.clone(), Rc::clone(&pool));
+        Ok(pool)
+    }
+
+    /// Forgets the pools that have been idle, so that endpoints no longer configured cost nothing.
+    pub(crate) fn sweep(&self) {
+        let now = self.rt.now();
+        self.pools.borrow_mut().retain(|_, pool| {
+            let mut idle = pool.idle.borrow_mut();
+            idle.retain(|kept| now.duration_since(kept.since) < self.limits.kms_idle_timeout);
+            !idle.is_empty() || pool.places.in_use() > 0
+        });
+    }
+}
+
+/// What a KMS answered. The body may hold a key and is wiped.
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    body: Zeroizing<Vec<u8>>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+enum CallError {
+    /// Us: too many operations wait for a connection to this endpoint.
+    TooManyWaiters,
+    /// The tenant's KMS or the network: out of time, while doing what is named.
+    Late(&'static str),
+    /// The tenant's KMS or the network: no connection.
+    Connect(NetError),
+    /// The tenant's KMS: the exchange broke off or was not HTTP.
+    Http(hyper::Error),
+    /// The tenant's KMS: the answer is longer than any real one.
+    AnswerTooLong,
+    /// Us: the call's task ended early.
+    Broken,
+    /// Vendor: the configured certificates are none. A snapshot that has been validated has no such config.
+    Roots,
+}
+
+impl CallError {
+    /// Whether a second try may help.
+    fn retry(&self) -> Retry {
+        match self {
+            Self::TooManyWaiters | Self::AnswerTooLong | Self::Roots => Retry::No,
+            Self::Connect(why) if !why.is_retryable() => Retry::No,
+            Self::Late(_) | Self::Connect(_) | Self::Http(_) | Self::Broken => Retry::Transient,
+        }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooManyWaiters => f.write_str("too many operations wait for a connection"),
+            Self::Late(what) => write!(f, "no answer in time while {what}"),
+            Self::Connect(why) => write!(f, "{why}"),
+            Self::Http(why) if why.is_parse() => f.write_str("the answer is not HTTP"),
+            Self::Http(_) => f.write_str("the connection broke off before the answer was complete"),
+            Self::AnswerTooLong => f.write_str("the answer is too long"),
+            Self::Broken => f.write_str("the call was broken off inside the proxy"),
+            Self::Roots => f.write_str("the configured certificates cannot be read"),
+        }
+    }
+}
+
+impl From<NetError> for CallError {
+    fn from(why: NetError) -> Self {
+        Self::Connect(why)
+    }
+}
+
+/// Connections to one endpoint, for one shard.
+struct Pool<R: Rt> {
+    rt: R,
+    endpoint: Endpoint,
+    tls: Option<ClientTls>,
+    limits: Rc<Limits>,
+    metrics: Arc<ShardMetrics>,
+    /// Last in, first out: the rest grow old and are closed.
+    idle: RefCell<Vec<Kept>>,
+    places: Places,
+    addresses: RefCell<Option<(Vec<SocketAddr>, Instant)>>,
+    connects: Cell<usize>,
+}
+
+/// A connection between two calls.
+struct Kept {
+    line: Line,
+    since: Instant,
+}
+
+/// A connection: hyper's handle to send on it, and a look at its socket.
+struct Line {
+    sender: SendRequest<Full<Bytes>>,
+    staleness: Staleness,
+}
+
+impl<R: Rt> Pool<R> {
+    async fn exchange(
+        &self,
+        place: oneshot::Receiver<Place>,
+        request: HttpRequest,
+        deadline: Instant,
+    ) -> Result<Answer, CallError> {
+        let _place = self
+            .by(deadline, "waiting for a connection", place)
+            .await?
+            .map_err(|_| CallError::Broken)?;
+        let request = Parts::new(request)?;
+        let attempt_ends =
+            |pool: &Self| deadline.min(pool.rt.now() + pool.limits.kms_attempt_timeout);
+        if let Some(line) = self.kept() {
+            match self
+                .by(
+                    attempt_ends(self),
+                    "waiting for the KMS",
+                    self.send(line, &request),
+                )
+                .await?
+            {
+                Err(Unanswered {
+                    why: CallError::Http(_),
+                    before_first_byte: true,
+                }) => {
+                    self.metrics.kms_stale_connection();
+                }
+                result => return result.map_err(|unanswered| unanswered.why),
+            }
+        }
+        let line = self.connect(deadline).await?;
+        self.by(
+            attempt_ends(self),
+            "waiting for the KMS",
+            self.send(line, &request),
+        )
+        .await?
+        .map_err(|unanswered| unanswered.why)
+    }
+
+    /// Waits for `work`, but no longer than to `deadline`.
+    async fn by<T>(
+        &self,
+        deadline: Instant,
+        what: &'static str,
+        work: impl Future<Output = T>,
+    ) -> Result<T, CallError> {
+        let left = deadline.saturating_duration_since(self.rt.now());
+        tsp_rt::timeout(&self.rt, left, work)
+            .await
+            .map_err(|_| CallError::Late(what))
+    }
+
+    /// The most recently used connection that is still good.
+    fn kept(&self) -> Option<Line> {
+        let now = self.rt.now();
+        loop {
+            let kept = self.idle.borrow_mut().pop()?;
+            if now.duration_since(kept.since) >= self.limits.kms_idle_timeout {
+                continue;
+            }
+            if kept.line.sender.is_ready() && !kept.line.staleness.is_stale() {
+                return Some(kept.line);
+            }
+            self.metrics.kms_stale_connection();
+        }
+    }
+
+    async fn connect(&self, deadline: Instant) -> Result<Line, CallError> {
+        let deadline = deadline.min(self.rt.now() + self.limits.kms_connect_timeout);
+        let connected = self
+            .by(deadline, "connecting", self.connect_to_any(deadline))
+            .await;
+        if !matches!(connected, Ok(Ok(_))) {
+            // The name may have moved.
+            self.addresses.replace(None);
+        }
+        let stream = connected??;
+        let staleness = stream.staleness();
+        self.metrics.kms_connected();
+        let handshake = http1::Builder::new()
+            .max_buf_size(ANSWER_HEAD_BYTES_MAX)
+            .handshake(TokioIo::new(stream))
+            .await;
+        let (sender, connection) = handshake.map_err(CallError::Http)?;
+        self.rt.spawn(async move {
+            // What breaks a connection is told to the call that was on it.
+            drop(connection.await);
+        });
+        Ok(Line { sender, staleness })
+    }
+
+    async fn connect_to_any(&self, deadline: Instant) -> Result<MaybeTls<R::Stream>, CallError> {
+        let addresses = self.resolve().await?;
+        let first = self.connects.get();
+        self.connects.set(first.wrapping_add(1));
+        let mut failed = NetError::Unresolved;
+        for index in 0..addresses.len() {
+            let Some(address) = addresses.get((first.wrapping_add(index)) % addresses.len()) else {
+                break;
+            };
+            let left = deadline.saturating_duration_since(self.rt.now());
+            // Leave time for the next address, if there is one.
+            let share = if index + 1 < addresses.len() {
+                left / 2
+            } else {
+                left
+            };
+            match self.rt.connect(*address, share).await {
+                Ok(stream) => {
+                    return Ok(match &self.tls {
+                        None => MaybeTls::Plain(stream),
+                        Some(tls) => tls::connect(stream, tls, &self.endpoint.host).await?.into(),
+                    });
+                }
+                Err(why) => failed = why,
+            }
+        }
+        Err(failed.into())
+    }
+
+    async fn resolve(&self) -> Result<Vec<SocketAddr>, CallError> {
+        let now = self.rt.now();
+        if let Some((addresses, since)) = &*self.addresses.borrow()
+            && now.duration_since(*since) < ADDRESS_LIFE
+        {
+            return Ok(addresses.clone());
+        }
+        let addresses = self
+            .rt
+            .resolve(&self.endpoint.host, self.endpoint.port)
+            .await?;
+        self.addresses.replace(Some((addresses.clone(), now)));
+        Ok(addresses)
+    }
+
+    async fn send(&self, mut line: Line, request: &Parts) -> Result<Answer, Unanswered> {
+        let sent = line.sender.send_request(request.to_hyper()).await;
+        let response = sent.map_err(|why| Unanswered {
+            why: CallError::Http(why),
+            before_first_byte: true,
+        })?;
+        let after = |why| Unanswered {
+            why,
+            before_first_byte: false,
+        };
+        let (head, body) = response.into_parts();
+        let body = read_body(body, self.limits.kms_answer_bytes_max)
+            .await
+            .map_err(after)?;
+        // The connection becomes ready when its own task has run; one that does not is not kept.
+        let ready = async { line.sender.ready().await.is_ok() };
+        let ready = self.by(self.rt.now() + READY_WAIT_MAX, "", ready).await;
+        if matches!(ready, Ok(true)) {
+            self.idle.borrow_mut().push(Kept {
+                line,
+                since: self.rt.now(),
+            });
+        }
+        Ok(Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body,
+        })
+    }
+}
+
+/// An exchange that gave no whole answer.
+struct Unanswered {
+    why: CallError,
+    before_first_byte: bool,
+}
+
+/// A request that can be sent twice. Its body may hold a key: it is wiped when the last copy goes.
+struct Parts {
+    path: hyper::Uri,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Parts {
+    fn new(request: HttpRequest) -> Result<Self, CallError> {
+        let path = request.path.parse().map_err(|_| CallError::Broken)?;
+        Ok(Self {
+            path,
+            headers: request.headers,
+            body: Bytes::from_owner(request.body),
+        })
+    }
+
+    fn to_hyper(&self) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(self.body.clone()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.path.clone();
+        *request.headers_mut() = self.headers.clone();
+        request
+    }
+}
+
+async fn read_body(mut body: Incoming, bytes_max: usize) -> Result<Zeroizing<Vec<u8>>, CallError> {
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > bytes_max {
+        return Err(CallError::AnswerTooLong);
+    }
+    // With its full size from the start the buffer never moves, and so leaves no copy behind.
+    let chunked = body.size_hint().exact().is_none();
+    let capacity = if chunked { bytes_max } else { announced };
+    let mut whole = Zeroizing::new(Vec::with_capacity(capacity));
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.map_err(CallError::Http)?.into_data() {
+            if whole.len() + data.len() > bytes_max {
+                return Err(CallError::AnswerTooLong);
+            }
+            whole.extend_from_slice(&data);
+        }
+    }
+    Ok(whole)
+}
+
+/// The right to use one of a pool's connections: a fixed number, handed on first come, first served.
+#[derive(Debug)]
+struct Places(Rc<PlacesState>);
+
+#[derive(Debug)]
+struct PlacesState {
+    free: Cell<usize>,
+    total: usize,
+    waiters: RefCell<VecDeque<oneshot::Sender<Place>>>,
+    waiters_max: usize,
+}
+
+/// One place; dropping it hands it to the longest waiter.
+#[derive(Debug)]
+struct Place(Rc<PlacesState>);
+
+impl Places {
+    fn new(total: usize, waiters_max: usize) -> Self {
+        let (free, waiters) = (Cell::new(total), RefCell::default());
+        Self(Rc::new(PlacesState {
+            free,
+            total,
+            waiters,
+            waiters_max,
+        }))
+    }
+
+    fn in_use(&self) -> usize {
+        self.0.total - self.0.free.get()
+    }
+
+    /// Asks for a place: it comes through the receiver, at once if one is free.
+    fn take(&self) -> Result<oneshot::Receiver<Place>, CallError> {
+        let (give, place) = oneshot::channel();
+        let state = &self.0;
+        if state.free.get() > 0 {
+            state.free.set(state.free.get() - 1);
+            drop(give.send(Place(Rc::clone(state))));
+        } else {
+            let mut waiters = state.waiters.borrow_mut();
+            if waiters.len() >= state.waiters_max {
+                waiters.retain(|waiter| !waiter.is_closed());
+            }
+            if waiters.len() >= state.waiters_max {
+                return Err(CallError::TooManyWaiters);
+            }
+            waiters.push_back(give);
+        }
+        Ok(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        loop {
+            let waiter = self.0.waiters.borrow_mut().pop_front();
+            let Some(waiter) = waiter else { break };
+            if waiter.is_closed() {
+                continue;
+            }
+            // A waiter that leaves now drops the place it was given, which then goes to the next one.
+            drop(waiter.send(Self(Rc::clone(&self.0))));
+            return;
+        }
+        self.0.free.set(self.0.free.get() + 1);
+    }
+}
