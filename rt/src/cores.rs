@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::thread::JoinHandle;
 
 use crate::guard::panic_text;
-use crate::{Epoll, Rt, epoll};
+use crate::{Epoll, Rt, epoll, uring};
 
 /// What a core's thread is built on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -142,7 +142,7 @@ pub fn spawn_core_watched(
 
 fn run_core(backend: Backend, main: impl CoreMain, started: impl FnOnce()) -> io::Result<CoreEnd> {
     match backend {
-        Backend::Uring => Err(io::ErrorKind::Unsupported.into()),
+        Backend::Uring => uring::run(started, |rt| caught(main.run(rt))),
         Backend::Epoll => epoll::run(started, |rt| caught(main.run(rt))),
     }
 }

@@ -74,7 +74,7 @@ impl Rt for Epoll {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        drop(tokio::task::spawn_local(Guarded::new(task)));
+        drop(tokio::task::spawn_local(Guarded::new(task, ())));
     }
 
     fn adopt(&self, listener: std::net::TcpListener) -> io::Result<EpollListener> {

@@ -41,24 +41,27 @@ fn record(payload: &(dyn Any + Send)) {
 }
 
 /// A future that ends instead of panicking.
-pub(crate) struct Guarded<F> {
-    /// Pinned structurally. Dropped by [`Guarded::drop_inner`] and nowhere else.
+pub(crate) struct Guarded<F, K = ()> {
+    /// Pinned structurally. Dropped by [`Guarded::end`] and nowhere else.
     inner: ManuallyDrop<F>,
     alive: bool,
+    /// Kept as long as the inner future; dropped right after it, inside the poll that ended it.
+    kept: Option<K>,
 }
 
-impl<F: Future<Output = ()>> Guarded<F> {
-    pub(crate) fn new(inner: F) -> Self {
+impl<F: Future<Output = ()>, K> Guarded<F, K> {
+    pub(crate) fn new(inner: F, kept: K) -> Self {
         Self {
             inner: ManuallyDrop::new(inner),
             alive: true,
+            kept: Some(kept),
         }
     }
 }
 
-impl<F> Guarded<F> {
-    /// Drops the inner future in place, once, and survives a panic of its destructor.
-    fn drop_inner(&mut self) {
+impl<F, K> Guarded<F, K> {
+    /// Drops the inner future in place, once, then what was kept; survives a panic of its destructor.
+    fn end(&mut self) {
         if std::mem::replace(&mut self.alive, false) {
             let inner = &mut self.inner;
             #[expect(unsafe_code, reason = "a pinned field can only be dropped in place")]
@@ -70,16 +73,17 @@ impl<F> Guarded<F> {
             if let Err(payload) = dropped {
                 record(payload.as_ref());
             }
+            self.kept = None;
         }
     }
 }
 
-impl<F: Future<Output = ()>> Future for Guarded<F> {
+impl<F: Future<Output = ()>, K> Future for Guarded<F, K> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         #[expect(unsafe_code, reason = "pin projection to the one field that is pinned")]
-        // SAFETY: `inner` is never moved out of `self`: it is polled in place here and dropped in place by `drop_inner`.
+        // SAFETY: `inner` is never moved out of `self`: it is polled in place here and dropped in place by `end`.
         let this = unsafe { self.get_unchecked_mut() };
         if !this.alive {
             return Poll::Ready(());
@@ -92,14 +96,14 @@ impl<F: Future<Output = ()>> Future for Guarded<F> {
             Ok(Poll::Ready(())) => {}
             Err(payload) => record(payload.as_ref()),
         }
-        this.drop_inner();
+        this.end();
         Poll::Ready(())
     }
 }
 
-impl<F> Drop for Guarded<F> {
+impl<F, K> Drop for Guarded<F, K> {
     fn drop(&mut self) {
-        self.drop_inner();
+        self.end();
     }
 }
 
@@ -125,7 +129,7 @@ mod tests {
     #[test]
     fn a_panicking_task_is_ready_and_stays_ready() {
         let before = task_panics();
-        let mut task = pin!(Guarded::new(async { panic!("in the middle") }));
+        let mut task = pin!(Guarded::new(async { panic!("in the middle") }, ()));
         assert_eq!(poll_once(task.as_mut()), Poll::Ready(()));
         assert_eq!(poll_once(task.as_mut()), Poll::Ready(()));
         assert!(task_panics() > before);
@@ -133,14 +137,20 @@ mod tests {
 
     #[test]
     fn a_panic_in_a_destructor_does_not_leave_the_guard() {
-        drop(Guarded::new(async move {
-            let _held = PanicsOnDrop;
-            std::future::pending::<()>().await;
-        }));
-        let mut task = Box::pin(Guarded::new(async move {
-            let _held = PanicsOnDrop;
-            std::future::pending::<()>().await;
-        }));
+        drop(Guarded::new(
+            async move {
+                let _held = PanicsOnDrop;
+                std::future::pending::<()>().await;
+            },
+            (),
+        ));
+        let mut task = Box::pin(Guarded::new(
+            async move {
+                let _held = PanicsOnDrop;
+                std::future::pending::<()>().await;
+            },
+            (),
+        ));
         assert_eq!(poll_once(task.as_mut()), Poll::Pending);
         drop(task);
     }
@@ -148,10 +158,13 @@ mod tests {
     #[test]
     fn the_inner_future_is_dropped_exactly_once() {
         let held = std::rc::Rc::new(());
-        let mut task = Box::pin(Guarded::new({
-            let held = std::rc::Rc::clone(&held);
-            async move { drop(held) }
-        }));
+        let mut task = Box::pin(Guarded::new(
+            {
+                let held = std::rc::Rc::clone(&held);
+                async move { drop(held) }
+            },
+            (),
+        ));
         assert_eq!(std::rc::Rc::strong_count(&held), 2);
         assert_eq!(poll_once(task.as_mut()), Poll::Ready(()));
         assert_eq!(std::rc::Rc::strong_count(&held), 1);

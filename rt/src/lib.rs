@@ -5,7 +5,7 @@
 //!
 //! | back end | built on | for |
 //! | --- | --- | --- |
-//! | `uring` | glommio | kernels and containers that allow io_uring |
+//! | [`Uring`] | glommio | kernels and containers that allow io_uring |
 //! | [`Epoll`] | a tokio `current_thread` runtime | everywhere else, and the control core |
 //! | `sim` (feature) | one thread, virtual time, a network in memory | deterministic tests |
 //!
@@ -35,6 +35,7 @@ mod resolve;
 mod socket;
 mod thread_bound;
 pub mod tls;
+mod uring;
 
 use std::future::Future;
 use std::io;
@@ -52,6 +53,8 @@ pub use limits::{LimitChange, LimitsRaised, raise_limits};
 pub use listen::{ACCEPT_BACKOFF, BACKLOG, accept_backoffs, bind_reuseport};
 pub use probe::{AUTO_PREFERS, IoChoice, IoChoiceError, Probe, ProbeError, choose};
 pub use socket::Staleness;
+pub use uring::ring::{RingFlag, ring_flag};
+pub use uring::{Uring, UringListener, UringSleep, UringStream};
 
 /// What a core asks of its kernel. One value per core; clones are handles to the same core.
 ///
@@ -178,4 +181,17 @@ pub async fn timeout<R: Rt, T>(
             .map(|()| Err(NetError::Timeout))
     })
     .await
+}
+
+/// Lets the core's other tasks run, then goes on. For loops that could be long.
+pub async fn yield_now() {
+    let mut yielded = false;
+    std::future::poll_fn(move |cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return std::task::Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
 }

@@ -9,7 +9,10 @@ mod report;
 mod unwrap;
 mod wrap;
 
-use std::{rc::Rc, time::Instant};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -250,12 +253,16 @@ fn refuse<R: Rt>(core: &Core<R>, why: &OpError, java: bool) -> (Outcome, Respons
     ((error.status, Some(error.code)), response)
 }
 
+/// Longest wait for the control core to render the metrics.
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// `GET /metrics`: the control core renders the text, so that a scrape costs this shard nothing.
 async fn metrics<R: Rt>(core: &Core<R>) -> Response<Full<Bytes>> {
     let (reply, text) = oneshot::channel();
-    let asked = core.scrape.try_send(reply).is_ok();
-    match text.await {
-        Ok(text) if asked => {
+    // A full queue drops the reply's sender, and the wait ends at once.
+    drop(core.scrape.try_send(reply));
+    match core.by(core.rt.now() + SCRAPE_TIMEOUT, text).await {
+        Some(Ok(text)) => {
             let mut response = Response::new(Full::new(text));
             let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, kind);

@@ -20,7 +20,7 @@ mod upstream;
 use std::{
     fmt, io,
     net::{SocketAddr, TcpListener},
-    sync::{Arc, atomic::Ordering::Acquire},
+    sync::Arc,
     time::Duration,
 };
 
@@ -30,12 +30,11 @@ use tokio::sync::oneshot;
 use tsp_rt::{Backend, CoreEnd, CoreMain, CoreThread, Rt};
 use tsp_wire::SnapshotVersion;
 
-use self::shard::{Command, Shard, ShardControl, ShardParts};
 pub use self::{
     events::EventsConfig,
     limits::Limits,
     metrics::MetricsHub,
-    shard::ApiKeys,
+    shard::{ApiKeys, Shard, ShardControl, ShardParts},
     snapshot::{Rejected, Snapshot},
 };
 
@@ -187,13 +186,15 @@ impl ShardSet {
     /// Hands `snapshot` to every shard. Never waits; a shard that is busy takes the newest when it comes to it.
     pub fn publish(&mut self, snapshot: &Arc<Snapshot>) {
         for control in &mut self.controls {
-            control.snapshots.publish(Arc::clone(snapshot));
+            control.publish(snapshot);
         }
     }
 
     /// Tells the shards whether the configurations are young enough. While they are not, key operations are refused.
     pub fn set_fresh(&self, fresh: bool) {
-        self.command(|| Command::Fresh(fresh));
+        self.controls
+            .iter()
+            .for_each(|control| control.set_fresh(fresh));
     }
 
     /// The address that the shards listen on.
@@ -211,9 +212,10 @@ impl ShardSet {
     /// The snapshot that each shard works with; `None` before its first.
     #[must_use]
     pub fn snapshot_versions(&self) -> Vec<Option<SnapshotVersion>> {
-        let version = |control: &ShardControl| control.version.load(Acquire);
-        let known = |number| (number != NO_VERSION).then_some(SnapshotVersion(number));
-        self.controls.iter().map(version).map(known).collect()
+        self.controls
+            .iter()
+            .map(ShardControl::snapshot_version)
+            .collect()
     }
 
     /// Tells when a shard has ended. Before a drain that is a failure, and the process must not go on without it.
@@ -226,20 +228,13 @@ impl ShardSet {
     /// off.
     #[must_use]
     pub fn drain(self, longest: Duration) -> Drained {
-        self.command(|| Command::Drain);
+        self.controls.iter().for_each(ShardControl::drain);
         if self.wait_for_ends(longest) {
             return Drained::Whole;
         }
-        self.command(|| Command::Close);
+        self.controls.iter().for_each(ShardControl::close);
         self.wait_for_ends(CLOSE_WAIT);
         Drained::CutOff
-    }
-
-    fn command(&self, command: impl Fn() -> Command) {
-        for control in &self.controls {
-            // A full mailbox belongs to a shard that is stuck; the process ends by its deadline all the same.
-            drop(control.commands.send(command()));
-        }
     }
 
     /// Whether all shards ended within `longest`.
@@ -258,9 +253,6 @@ impl ShardSet {
         false
     }
 }
-
-/// The version number that stands for "none yet".
-pub(crate) const NO_VERSION: u64 = u64::MAX;
 
 /// How often a drain looks whether the last shard's thread has gone after its report.
 const END_LOOK_INTERVAL: Duration = Duration::from_millis(5);

@@ -7,7 +7,10 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Release},
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Release},
+        },
     },
     task::Poll,
     time::{Duration, Instant},
@@ -21,7 +24,6 @@ use tsp_rt::{Listener as _, Rt, mailbox};
 use tsp_wire::{ApiKey, SnapshotVersion, api::Parser};
 
 use crate::{
-    NO_VERSION,
     admission::Admission,
     conn::{self, Connections},
     events::{Events, EventsConfig},
@@ -71,28 +73,73 @@ pub(crate) enum Command {
     Close,
 }
 
-/// What a shard is made of; shared by all shards of a process.
+/// What a shard is made of.
 #[derive(Debug)]
-pub(crate) struct ShardParts {
-    pub(crate) api_keys: Arc<ApiKeys>,
-    pub(crate) limits: Limits,
-    pub(crate) events: Option<EventsConfig>,
-    pub(crate) scrape: Sender<oneshot::Sender<Bytes>>,
-    pub(crate) instance: u64,
+pub struct ShardParts {
+    /// The API keys that applications may present.
+    pub api_keys: Arc<ApiKeys>,
+    /// The limits.
+    pub limits: Limits,
+    /// Where security events go; `None` switches them off.
+    pub events: Option<EventsConfig>,
+    /// Asks the control core for the metrics text.
+    pub scrape: Sender<oneshot::Sender<Bytes>>,
+    /// A random number of this process: tells its events' sequence from those of other processes.
+    pub instance: u64,
 }
 
 /// The control core's ends of one shard's mailboxes.
 #[derive(Debug)]
-pub(crate) struct ShardControl {
-    pub(crate) snapshots: mailbox::LatestSender<Arc<Snapshot>>,
-    pub(crate) commands: mailbox::Sender<Command>,
+pub struct ShardControl {
+    snapshots: mailbox::LatestSender<Arc<Snapshot>>,
+    commands: mailbox::Sender<Command>,
+    version: Arc<AtomicU64>,
     pub(crate) metrics: Arc<ShardMetrics>,
-    pub(crate) version: Arc<AtomicU64>,
 }
+
+impl ShardControl {
+    /// Hands `snapshot` to the shard. Never waits; a shard that is busy takes the newest when it comes to it.
+    pub fn publish(&mut self, snapshot: &Arc<Snapshot>) {
+        self.snapshots.publish(Arc::clone(snapshot));
+    }
+
+    /// The snapshot that the shard works with; `None` before its first.
+    #[must_use]
+    pub fn snapshot_version(&self) -> Option<SnapshotVersion> {
+        let number = self.version.load(Acquire);
+        (number != NO_VERSION).then_some(SnapshotVersion(number))
+    }
+
+    /// Tells the shard whether the configurations are young enough. While they are not, it refuses key operations.
+    pub fn set_fresh(&self, fresh: bool) {
+        self.command(Command::Fresh(fresh));
+    }
+
+    /// Tells the shard to finish what is under way, take nothing new, and end.
+    pub fn drain(&self) {
+        self.command(Command::Drain);
+    }
+
+    /// Tells a draining shard to cut off what is left.
+    pub fn close(&self) {
+        self.command(Command::Close);
+    }
+
+    fn command(&self, command: Command) {
+        // A full mailbox belongs to a shard that is stuck; a process that ends does so by its deadline all the same.
+        drop(self.commands.send(command));
+    }
+}
+
+/// The version number that stands for "none yet".
+const NO_VERSION: u64 = u64::MAX;
+
+/// Commands that wait at most: fresh or not, drain, close, and room for a refresh or two while the shard is busy.
+const COMMANDS_MAX: usize = 16;
 
 /// A shard that has not started: [`Shard::run`] takes it to its core.
 #[derive(Debug)]
-pub(crate) struct Shard {
+pub struct Shard {
     index: u16,
     parts: ShardParts,
     snapshots: mailbox::Receiver<Arc<Snapshot>>,
@@ -158,10 +205,10 @@ pub(crate) async fn yield_now() {
 
 impl Shard {
     /// Makes a shard and the control core's ends of it.
-    pub(crate) fn new(index: u16, parts: ShardParts) -> (Self, ShardControl) {
+    #[must_use]
+    pub fn new(index: u16, parts: ShardParts) -> (Self, ShardControl) {
         let (snapshots_in, snapshots) = mailbox::latest();
-        // Commands are few: fresh or not, drain, close.
-        let (commands_in, commands) = mailbox::bounded(8);
+        let (commands_in, commands) = mailbox::bounded(COMMANDS_MAX);
         let metrics = Arc::new(ShardMetrics::new());
         let version = Arc::new(AtomicU64::new(NO_VERSION));
         let control = ShardControl {
@@ -184,7 +231,7 @@ impl Shard {
     }
 
     /// Serves clients of `listener` until told to end.
-    pub(crate) async fn run<R: Rt>(self, rt: R, listener: R::Listener) {
+    pub async fn run<R: Rt>(self, rt: R, listener: R::Listener) {
         let Self {
             index,
             parts,

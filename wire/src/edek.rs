@@ -129,3 +129,6 @@ pub fn looks_like_alloy_header(edek: &[u8]) -> bool {
     };
     matches!(kind >> 4, 0 | 4 | 8) && matches!(kind & 0x0f, 0..=2) && *zero == 0
 }
+
+#[cfg(test)]
+mod tests;
