@@ -140,3 +140,163 @@ fn push_timestamp(out: &mut Vec<u8>, timestamp_ms: i64) {
         time.millisecond(),
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use proptest::prelude::*;
+    use serde_json::{Value as Json, json};
+
+    use super::*;
+
+    fn metadata() -> Metadata<'static> {
+        Metadata {
+            tenant_id: "not used",
+            requesting_id: "svc",
+            data_label: None,
+            source_ip: None,
+            object_id: None,
+            request_id: None,
+            custom_fields: Vec::new(),
+        }
+    }
+
+    fn event<'a>(metadata: &'a Metadata<'a>) -> SecurityEvent<'a> {
+        SecurityEvent {
+            tenant_id: "acme",
+            timestamp_ms: 1_700_000_000_000,
+            event: DATA_ENCRYPT,
+            metadata,
+            ray_id: RayId::from_random(*b"hello, world"),
+            source: EventSource::Tsp,
+            count: 1,
+            sequence: Sequence {
+                instance: 0xbeef,
+                shard: 3,
+                number: 17,
+            },
+        }
+    }
+
+    fn written(event: &SecurityEvent<'_>) -> String {
+        let mut out = Vec::new();
+        event.write_json(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn timestamp(timestamp_ms: i64) -> String {
+        let mut out = Vec::new();
+        push_timestamp(&mut out, timestamp_ms);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_wrap_makes_an_event_without_the_fields_that_were_not_given() {
+        assert_eq!(
+            written(&event(&metadata())),
+            concat!(
+                r#"{"tenantId":"acme","timestamp":"2023-11-14T22:13:20.000Z","#,
+                r#""iclFields":{"event":"DATA_ENCRYPT","requestingId":"svc","#,
+                r#""tspRayId":"aGVsbG8sIHdvcmxk","source":"tsp"},"customFields":{},"#,
+                r#""sequence":{"instance":"000000000000beef","shard":3,"number":17}}"#
+            )
+        );
+    }
+
+    #[test]
+    fn an_event_carries_all_that_the_caller_gave() {
+        let metadata = Metadata {
+            data_label: Some("PII"),
+            source_ip: Some("192.0.2.7"),
+            object_id: Some("o/1"),
+            request_id: Some("r-17"),
+            custom_fields: vec![("a", Cow::Borrowed("1")), ("\"", Cow::Borrowed("é\n"))],
+            ..metadata()
+        };
+        let event = SecurityEvent {
+            event: "USER_LOGIN",
+            source: EventSource::App,
+            ..event(&metadata)
+        };
+        let parsed: Json = serde_json::from_str(&written(&event)).unwrap();
+        assert_eq!(
+            parsed,
+            json!({
+                "tenantId": "acme",
+                "timestamp": "2023-11-14T22:13:20.000Z",
+                "iclFields": {
+                    "event": "USER_LOGIN", "requestingId": "svc", "dataLabel": "PII",
+                    "sourceIp": "192.0.2.7", "objectId": "o/1", "requestId": "r-17",
+                    "tspRayId": "aGVsbG8sIHdvcmxk", "source": "app",
+                },
+                "customFields": {"a": "1", "\"": "é\n"},
+                "sequence": {"instance": "000000000000beef", "shard": 3, "number": 17},
+            })
+        );
+    }
+
+    #[test]
+    fn a_report_of_three_wraps_is_one_event_with_a_count() {
+        let metadata = metadata();
+        let event = SecurityEvent {
+            count: 3,
+            source: EventSource::App,
+            ..event(&metadata)
+        };
+        let parsed: Json = serde_json::from_str(&written(&event)).unwrap();
+        assert_eq!(parsed["iclFields"]["count"], json!(3));
+    }
+
+    #[test]
+    fn timestamps_have_milliseconds_and_stay_within_four_digit_years() {
+        assert_eq!(timestamp(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(timestamp(-1), "1969-12-31T23:59:59.999Z");
+        assert_eq!(timestamp(951_782_400_007), "2000-02-29T00:00:00.007Z");
+        // What the Go SDK sends for a time that was never set.
+        assert_eq!(timestamp(-62_135_596_800_000), "0001-01-01T00:00:00.000Z");
+        assert_eq!(timestamp(-62_135_596_800_001), "0001-01-01T00:00:00.000Z");
+        assert_eq!(timestamp(253_402_300_799_999), "9999-12-31T23:59:59.999Z");
+        assert_eq!(timestamp(253_402_300_800_000), "9999-12-31T23:59:59.999Z");
+        assert_eq!(timestamp(i64::MIN), "0001-01-01T00:00:00.000Z");
+        assert_eq!(timestamp(i64::MAX), "9999-12-31T23:59:59.999Z");
+    }
+
+    proptest! {
+        #[test]
+        fn every_event_is_one_line_of_json(
+            tenant: String, name: String, requesting: String, label: Option<String>,
+            custom: (String, String), timestamp_ms: i64, count: u64,
+        ) {
+            let metadata = Metadata {
+                requesting_id: &requesting,
+                data_label: label.as_deref(),
+                custom_fields: vec![(&custom.0, Cow::Borrowed(&custom.1))],
+                ..metadata()
+            };
+            let event = SecurityEvent {
+                tenant_id: &tenant, event: &name, timestamp_ms, count, ..event(&metadata)
+            };
+            let line = written(&event);
+            prop_assert!(!line.contains('\n'));
+            let parsed: Json = serde_json::from_str(&line).unwrap();
+            prop_assert_eq!(&parsed["tenantId"], &json!(tenant));
+            prop_assert_eq!(&parsed["iclFields"]["event"], &json!(name));
+            prop_assert_eq!(&parsed["iclFields"]["requestingId"], &json!(requesting));
+            let label = label.map(Json::from);
+            prop_assert_eq!(parsed["iclFields"].get("dataLabel"), label.as_ref());
+            prop_assert_eq!(&parsed["customFields"][&custom.0], &json!(custom.1));
+            let count = (count > 1).then(|| Json::from(count));
+            prop_assert_eq!(parsed["iclFields"].get("count"), count.as_ref());
+        }
+
+        #[test]
+        fn timestamps_sort_like_the_times_they_spell(one: i64, other in -70_000_000_000_000..260_000_000_000_000_i64) {
+            for (one, other) in [(one, other), (other, other + 1)] {
+                let (earlier, later) = (one.min(other), one.max(other));
+                prop_assert!(timestamp(earlier) <= timestamp(later));
+                prop_assert_eq!(timestamp(earlier).len(), "0001-01-01T00:00:00.000Z".len());
+            }
+        }
+    }
+}

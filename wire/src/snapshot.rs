@@ -74,3 +74,55 @@ pub struct AssignmentDoc {
     /// Whether new data is encrypted with it. Only an active one can be primary.
     pub primary: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_prints_no_secret() {
+        let canary = |name: &str| Secret::new(format!("CANARY-{name}"));
+        let config = |id, key| KmsConfigDoc {
+            id,
+            leasing_allowed: true,
+            key,
+            endpoint: Some("https://kms.example.com".to_owned()),
+            allow_insecure: false,
+            ca_pem: None,
+        };
+        let aws = |session_token| KmsKeyDoc::Aws {
+            key_id: "alias/customers".to_owned(),
+            region: "eu-central-1".to_owned(),
+            access_key_id: "AKIDEXAMPLE".to_owned(),
+            secret_access_key: canary("secret-access-key"),
+            session_token,
+        };
+        let doc = SnapshotDoc {
+            version: SnapshotVersion(7),
+            kms: vec![
+                config(
+                    1,
+                    KmsKeyDoc::Local {
+                        key: Secret::new([0xca; 32]),
+                    },
+                ),
+                config(2, aws(Some(canary("session-token")))),
+                config(3, aws(None)),
+            ],
+            tenants: vec![TenantDoc {
+                id: "acme".to_owned(),
+                assignments: vec![AssignmentDoc {
+                    kms: 1,
+                    active: true,
+                    primary: true,
+                }],
+            }],
+        };
+        for printed in [format!("{doc:?}"), format!("{doc:#?}")] {
+            assert!(printed.contains("acme") && printed.contains("eu-central-1"));
+            for canary in ["CANARY", "202", "0xca", "caca"] {
+                assert!(!printed.contains(canary), "{canary}: {printed}");
+            }
+        }
+    }
+}

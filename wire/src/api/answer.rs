@@ -218,3 +218,175 @@ pub fn error(code: TspCode, message: &str) -> Vec<u8> {
     push_error(&mut out, code, message);
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Map, Value as Json, json};
+
+    use super::*;
+
+    fn dek() -> Dek {
+        Dek::from_slice(
+            &BASE64_STANDARD
+                .decode("r0QgDvzG+bVtsx0n3wEPmO/eUURXAdW5nASsbaIdmB8=")
+                .unwrap(),
+        )
+        .unwrap()
+    }
+
+    fn text(answer: impl AsRef<[u8]>) -> String {
+        String::from_utf8(answer.as_ref().to_vec()).unwrap()
+    }
+
+    fn parsed(answer: impl AsRef<[u8]>) -> Json {
+        serde_json::from_slice(answer.as_ref()).unwrap()
+    }
+
+    #[test]
+    fn a_wrap_is_answered_with_dek_and_edek() {
+        let edek = "CkQKQExLVzFC1GHcTsaUu5xTCo64gXbPfnytck5kHVgAc3LVen9iLRnBlG9XFgaL8ntwr8g1WMZ0UOrD1qP3yd+4NXkQKQ==";
+        let answer = wrapped(&dek(), &BASE64_STANDARD.decode(edek).unwrap());
+        assert_eq!(
+            text(answer),
+            format!(r#"{{"dek":"r0QgDvzG+bVtsx0n3wEPmO/eUURXAdW5nASsbaIdmB8=","edek":"{edek}"}}"#)
+        );
+    }
+
+    #[test]
+    fn an_unwrap_is_answered_with_the_dek_only() {
+        let answer = unwrapped(&dek());
+        assert_eq!(
+            text(answer),
+            r#"{"dek":"r0QgDvzG+bVtsx0n3wEPmO/eUURXAdW5nASsbaIdmB8="}"#
+        );
+    }
+
+    #[test]
+    fn an_answer_with_a_key_has_exactly_the_size_that_was_computed() {
+        let unwrapped = unwrapped(&dek());
+        assert_eq!(unwrapped.0.capacity(), unwrapped.0.len());
+        for edek_bytes in 0..600 {
+            let wrapped = wrapped(&dek(), &vec![7; edek_bytes]);
+            assert_eq!(wrapped.0.capacity(), wrapped.0.len());
+        }
+    }
+
+    #[test]
+    fn a_full_buffer_moves_whole() {
+        let mut out = SecretBuf::with_capacity(3);
+        for piece in ["abc", "", "d", "e\"", "fghijklmnopqrstuvwxyz"] {
+            out.push(piece.as_bytes());
+        }
+        out.push_string("\u{1}\"");
+        out.push_base64(b"xyz");
+        assert_eq!(text(&out), r#"abcde"fghijklmnopqrstuvwxyz"\u0001\""eHl6"#);
+    }
+
+    #[test]
+    fn a_buffer_does_not_print_what_it_holds() {
+        assert_eq!(
+            format!("{:?}", unwrapped(&dek())),
+            "SecretBuf(54 bytes, redacted)"
+        );
+        let mut batch = BatchAnswer::with_capacity(1);
+        batch.push_unwrapped("a", &dek());
+        assert!(!format!("{batch:?}").contains("r0Qg"));
+    }
+
+    #[test]
+    fn an_empty_batch_has_both_objects() {
+        assert_eq!(
+            text(BatchAnswer::with_capacity(0).finish()),
+            r#"{"keys":{},"failures":{}}"#
+        );
+    }
+
+    #[test]
+    fn a_batch_tells_keys_from_failures_and_keeps_their_order() {
+        let mut answer = BatchAnswer::with_capacity(3);
+        answer.push_unwrapped("good", &dek());
+        answer.push_failure("bad", TspCode::InvalidProvidedEdek, "no \"EDEK\"");
+        answer.push_wrapped("a/ü\n", &dek(), b"\xff\xff\xff");
+        answer.push_failure("", TspCode::KmsThrottled, "");
+        assert_eq!(
+            text(answer.finish()),
+            concat!(
+                r#"{"keys":{"good":{"dek":"r0QgDvzG+bVtsx0n3wEPmO/eUURXAdW5nASsbaIdmB8="},"#,
+                r#""a/ü\n":{"dek":"r0QgDvzG+bVtsx0n3wEPmO/eUURXAdW5nASsbaIdmB8=","edek":"////"}},"#,
+                r#""failures":{"bad":{"code":203,"message":"no \"EDEK\""},"#,
+                r#""":{"code":209,"message":"The request failed."}}}"#
+            )
+        );
+    }
+
+    #[test]
+    fn an_error_names_code_and_message() {
+        assert_eq!(
+            text(error(
+                TspCode::Unauthorized,
+                "API key missing or not recognized."
+            )),
+            r#"{"code":101,"message":"API key missing or not recognized."}"#
+        );
+        assert_eq!(
+            text(error(TspCode::UnknownError, "")),
+            r#"{"code":100,"message":"The request failed."}"#
+        );
+    }
+
+    /// What a batch item becomes.
+    #[derive(Clone, Debug)]
+    enum Outcome {
+        Wrapped(Vec<u8>),
+        Unwrapped,
+        Failed(String),
+    }
+
+    proptest! {
+        #[test]
+        fn every_id_of_a_batch_is_in_exactly_one_object_as_it_was(
+            items in prop::collection::hash_map(
+                any::<String>(),
+                prop_oneof![
+                    prop::collection::vec(any::<u8>(), 0..500).prop_map(Outcome::Wrapped),
+                    Just(Outcome::Unwrapped),
+                    any::<String>().prop_map(Outcome::Failed),
+                ],
+                0..20,
+            ),
+            capacity in 0..30_usize,
+        ) {
+            let mut answer = BatchAnswer::with_capacity(capacity);
+            let (mut keys, mut failures) = (Map::new(), Map::new());
+            let dek_text = BASE64_STANDARD.encode(dek().expose());
+            for (id, outcome) in items {
+                match outcome {
+                    Outcome::Wrapped(edek) => {
+                        answer.push_wrapped(&id, &dek(), &edek);
+                        keys.insert(id, json!({"dek": dek_text, "edek": BASE64_STANDARD.encode(edek)}));
+                    }
+                    Outcome::Unwrapped => {
+                        answer.push_unwrapped(&id, &dek());
+                        keys.insert(id, json!({"dek": dek_text}));
+                    }
+                    Outcome::Failed(message) => {
+                        answer.push_failure(&id, TspCode::KmsUnreachable, &message);
+                        let message = if message.is_empty() { MESSAGE_DEFAULT } else { &message };
+                        failures.insert(id, json!({"code": 208, "message": message}));
+                    }
+                }
+            }
+            prop_assert_eq!(parsed(answer.finish()), json!({"keys": keys, "failures": failures}));
+        }
+
+        #[test]
+        fn an_error_has_nothing_but_code_and_message(message: String) {
+            for code in TspCode::ALL {
+                let answer = parsed(error(code, &message));
+                let shown = if message.is_empty() { MESSAGE_DEFAULT } else { &message };
+                prop_assert_eq!(answer, json!({"code": code.number(), "message": shown}));
+            }
+        }
+    }
+}
