@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsKind, KmsOperation, Session,
+    text::Clean,
 };
 
 use self::sigv4::{Signer, Stamp};
@@ -70,11 +71,11 @@ impl AwsKms {
         now: SystemTime,
     ) -> Result<HttpRequest, KmsError> {
         if blob.is_empty() || blob.len() > BLOB_BYTES_MAX {
-            return Err(KmsError::stated(
+            return Err(KmsError::new(
                 KmsErrorKind::UnwrapFailed,
                 KIND,
                 KmsOperation::Unwrap,
-                "the blob is not one of AWS KMS: those have 1 to 6144 bytes",
+                Clean::ours("the blob is not one of AWS KMS: those have 1 to 6144 bytes"),
             ));
         }
         let blob = ("CiphertextBlob", Member::Bytes(blob));
@@ -235,3 +236,6 @@ const fn api_name(operation: KmsOperation) -> &'static str {
         KmsOperation::Unwrap => "Decrypt",
     }
 }
+
+#[cfg(test)]
+mod tests;

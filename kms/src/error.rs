@@ -8,7 +8,7 @@ use std::{
 
 use tsp_wire::TspCode;
 
-use crate::{KmsKind, KmsOperation, text};
+use crate::{KmsKind, KmsOperation, text::Clean};
 
 /// A failed operation at a tenant's KMS.
 ///
@@ -21,9 +21,9 @@ pub struct KmsError {
     provider: KmsKind,
     operation: KmsOperation,
     retry: Retry,
-    code: Option<Cow<'static, str>>,
-    request_id: Option<Box<str>>,
-    sentence: Cow<'static, str>,
+    code: Option<Clean>,
+    request_id: Option<Clean>,
+    sentence: Clean,
 }
 
 impl KmsError {
@@ -31,7 +31,7 @@ impl KmsError {
         kind: KmsErrorKind,
         provider: KmsKind,
         operation: KmsOperation,
-        sentence: &str,
+        sentence: Clean,
     ) -> Self {
         Self {
             kind,
@@ -40,43 +40,20 @@ impl KmsError {
             retry: Retry::No,
             code: None,
             request_id: None,
-            sentence: text::clean(sentence, text::SENTENCE_CHARS_MAX).into(),
+            sentence,
         }
     }
 
-    /// An error whose sentence is ours, so that it needs no cleaning.
-    pub(crate) fn stated(
-        kind: KmsErrorKind,
-        provider: KmsKind,
-        operation: KmsOperation,
-        sentence: &'static str,
-    ) -> Self {
-        Self {
-            kind,
-            provider,
-            operation,
-            retry: Retry::No,
-            code: None,
-            request_id: None,
-            sentence: Cow::Borrowed(sentence),
-        }
+    pub(crate) fn with_retry(self, retry: Retry) -> Self {
+        Self { retry, ..self }
     }
 
-    pub(crate) fn with_retry(mut self, retry: Retry) -> Self {
-        self.retry = retry;
-        self
+    pub(crate) fn with_code(self, code: Option<Clean>) -> Self {
+        Self { code, ..self }
     }
 
-    /// Adds the KMS's code, cleaned already.
-    pub(crate) fn with_code(mut self, code: Option<Cow<'static, str>>) -> Self {
-        self.code = code;
-        self
-    }
-
-    /// Adds the request id as the KMS sent it.
-    pub(crate) fn with_request_id(mut self, id: Option<&str>) -> Self {
-        self.request_id = id.map(text::clean_request_id).filter(|id| !id.is_empty());
-        self
+    pub(crate) fn with_request_id(self, request_id: Option<Clean>) -> Self {
+        Self { request_id, ..self }
     }
 
     /// The KMS could not be asked: name resolution, connection, TLS, timeout, an open breaker. `why` is cleaned and says
@@ -89,7 +66,13 @@ impl KmsError {
         why: impl Into<Cow<'static, str>>,
     ) -> Self {
         let why = why.into();
-        Self::new(KmsErrorKind::Unreachable, provider, operation, &why).with_retry(retry)
+        Self::new(
+            KmsErrorKind::Unreachable,
+            provider,
+            operation,
+            Clean::sentence(&why),
+        )
+        .with_retry(retry)
     }
 
     /// The class of the error; also the label in metrics.
@@ -125,19 +108,19 @@ impl KmsError {
     /// The KMS's own code, cleaned.
     #[must_use]
     pub fn code(&self) -> Option<&str> {
-        self.code.as_deref()
+        self.code.as_ref().map(Clean::as_str)
     }
 
     /// The KMS's id of the request, cleaned: what its support asks for.
     #[must_use]
     pub fn request_id(&self) -> Option<&str> {
-        self.request_id.as_deref()
+        self.request_id.as_ref().map(Clean::as_str)
     }
 
     /// The KMS's sentence, cleaned, or ours where it gave none.
     #[must_use]
     pub fn sentence(&self) -> &str {
-        &self.sentence
+        self.sentence.as_str()
     }
 }
 
@@ -155,8 +138,8 @@ impl fmt::Display for KmsError {
             (None, Some(id)) => write!(f, " (request {id})")?,
             (None, None) => {}
         }
-        write!(f, ": {}", self.sentence)?;
-        if !self.sentence.ends_with(['.', '!', '?']) {
+        write!(f, ": {}", self.sentence())?;
+        if !self.sentence().ends_with(['.', '!', '?']) {
             f.write_str(".")?;
         }
         let remedy = match self.retry {

@@ -78,12 +78,12 @@ impl Endpoint {
                 .to_string(),
             None => is_host(host).then(|| host.to_ascii_lowercase())?,
         };
-        let port = match (uri.port(), tls) {
-            // `HOST:` without a number has no port but the colon.
-            (None, _) if authority.as_str().ends_with(':') => return None,
-            (None, true) => 443,
-            (None, false) => 80,
-            (Some(port), _) => port.as_u16(),
+        let port = match uri.port() {
+            Some(port) => port.as_u16(),
+            // No number, or one that is no port.
+            None if authority.as_str() != authority.host() => return None,
+            None if tls => 443,
+            None => 80,
         };
         let bare = matches!(uri.path(), "" | "/") && uri.query().is_none();
         (bare && port != 0).then_some(Self {

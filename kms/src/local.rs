@@ -9,7 +9,7 @@ use std::fmt;
 use aes_gcm::{AeadInOut as _, Aes256Gcm, KeyInit as _, aead::inout::InOutBuf};
 use tsp_wire::{Dek, Secret};
 
-use crate::{KmsError, KmsErrorKind, KmsKind, KmsOperation};
+use crate::{KmsError, KmsErrorKind, KmsKind, KmsOperation, text::Clean};
 
 /// The built-in KMS, with its key schedule.
 pub struct LocalKms {
@@ -88,11 +88,11 @@ impl LocalKms {
     }
 
     fn refused(sentence: &'static str) -> KmsError {
-        KmsError::stated(
+        KmsError::new(
             KmsErrorKind::UnwrapFailed,
             KmsKind::Local,
             KmsOperation::Unwrap,
-            sentence,
+            Clean::ours(sentence),
         )
     }
 }

@@ -4,8 +4,10 @@
 //! ciphertext is cut out: a run of [`RUN_CHARS_MIN`] or more characters of the kind that such things are spelt with.
 //! Names of keys fall to the same rule.
 
+use std::borrow::Cow;
+
 /// Longest sentence that is passed on, in characters: enough to tell the reason, short enough for any log line.
-pub(crate) const SENTENCE_CHARS_MAX: usize = 200;
+const SENTENCE_CHARS_MAX: usize = 200;
 
 /// Longest request id that is passed on, in characters: the known forms have 36 to 52.
 const REQUEST_ID_CHARS_MAX: usize = 64;
@@ -19,8 +21,56 @@ const RUN_CHARS_MIN: usize = 24;
 /// What stands where something was cut out.
 const CUT: &str = "[cut]";
 
+/// Text that anybody may read: ours, or a KMS's after cleaning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Clean(Cow<'static, str>);
+
+impl Clean {
+    /// Takes words of our own.
+    pub(crate) const fn ours(text: &'static str) -> Self {
+        Self(Cow::Borrowed(text))
+    }
+
+    /// Cleans a sentence.
+    pub(crate) fn sentence(text: &str) -> Self {
+        Self(Cow::Owned(clean(text, SENTENCE_CHARS_MAX)))
+    }
+
+    /// Cleans a request id. A UUID stays as it is.
+    pub(crate) fn request_id(id: &str) -> Self {
+        Self(Cow::Owned(if is_uuid(id) {
+            id.to_owned()
+        } else {
+            clean(id, REQUEST_ID_CHARS_MAX)
+        }))
+    }
+
+    /// Cleans a code that we do not know. One that is spelt as codes are stays as it is, although it is long.
+    pub(crate) fn code(code: &str) -> Self {
+        let letters = code.bytes().all(|byte| byte.is_ascii_alphabetic());
+        let ending = ["Exception", "Error", "Fault"]
+            .iter()
+            .any(|ending| code.ends_with(ending));
+        let sound = letters && ending && code.len() <= CODE_CHARS_MAX;
+        Self(Cow::Owned(if sound {
+            code.to_owned()
+        } else {
+            clean(code, CODE_CHARS_MAX)
+        }))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Itself, unless nothing was left.
+    pub(crate) fn non_empty(self) -> Option<Self> {
+        (!self.0.is_empty()).then_some(self)
+    }
+}
+
 /// `text` in one printable line of at most `chars_max` characters, without anything that could be a secret.
-pub(crate) fn clean(text: &str, chars_max: usize) -> String {
+fn clean(text: &str, chars_max: usize) -> String {
     let mut cleaner = Cleaner::default();
     for char in text.chars() {
         cleaner.push(char);
@@ -30,28 +80,6 @@ pub(crate) fn clean(text: &str, chars_max: usize) -> String {
         }
     }
     cleaner.finish(chars_max)
-}
-
-/// A request id: a UUID as it is, anything else cleaned like a sentence.
-pub(crate) fn clean_request_id(id: &str) -> Box<str> {
-    if is_uuid(id) {
-        id.into()
-    } else {
-        clean(id, REQUEST_ID_CHARS_MAX).into()
-    }
-}
-
-/// A code that we do not know: as it is if it is spelt as codes are, else cleaned like a sentence.
-pub(crate) fn clean_code(code: &str) -> String {
-    let letters = code.bytes().all(|byte| byte.is_ascii_alphabetic());
-    let ending = ["Exception", "Error", "Fault"]
-        .iter()
-        .any(|ending| code.ends_with(ending));
-    if letters && ending && code.len() <= CODE_CHARS_MAX {
-        code.to_owned()
-    } else {
-        clean(code, CODE_CHARS_MAX)
-    }
 }
 
 /// Eight, four, four, four and twelve hexadecimal digits.

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use tsp_wire::Dek;
 
 use super::{BLOB_BYTES_MAX, KIND, api_name};
-use crate::{HttpAnswer, KmsError, KmsErrorKind, KmsOperation, Retry, text};
+use crate::{HttpAnswer, KmsError, KmsErrorKind, KmsOperation, Retry, text::Clean};
 
 pub(super) fn read_wrap(answer: &HttpAnswer<'_>) -> Result<Vec<u8>, KmsError> {
     #[derive(Deserialize)]
@@ -83,8 +83,8 @@ fn lent(value: &RawValue) -> Option<&str> {
 
 /// KMS said yes, but what it gave cannot be used.
 fn unusable(operation: KmsOperation, answer: &HttpAnswer<'_>, why: &'static str) -> KmsError {
-    KmsError::stated(operation.failed(), KIND, operation, why)
-        .with_request_id(answer.header(REQUEST_ID))
+    KmsError::new(operation.failed(), KIND, operation, Clean::ours(why))
+        .with_request_id(answer.header(REQUEST_ID).map(Clean::request_id))
 }
 
 const REQUEST_ID: &str = "x-amzn-requestid";
@@ -100,24 +100,20 @@ fn refusal(operation: KmsOperation, answer: &HttpAnswer<'_>) -> KmsError {
         Some((_, class)) => *class,
         None => Class::of_status(answer.status),
     };
-    let cleaned = match known {
-        Some((known, _)) => Some(Cow::Borrowed(*known)),
-        None => code.map(text::clean_code).map(Cow::Owned),
+    let code = match known {
+        Some((known, _)) => Some(Clean::ours(known)),
+        None => code.map(Clean::code).and_then(Clean::non_empty),
     };
-    let error = if message.is_empty() {
-        let why = class.sentence();
-        let without = format!(
-            "it answered {} with HTTP status {}: {why}",
-            api_name(operation),
-            answer.status
-        );
-        KmsError::new(class.kind(operation), KIND, operation, &without)
-    } else {
-        KmsError::new(class.kind(operation), KIND, operation, message)
-    };
-    error
-        .with_code(cleaned.filter(|code| !code.is_empty()))
-        .with_request_id(answer.header(REQUEST_ID).or(said.request_id.as_deref()))
+    let sentence = Clean::sentence(message).non_empty().unwrap_or_else(|| {
+        let (name, status, why) = (api_name(operation), answer.status, class.sentence());
+        Clean::sentence(&format!(
+            "it answered {name} with HTTP status {status}: {why}"
+        ))
+    });
+    let request_id = answer.header(REQUEST_ID).or(said.request_id.as_deref());
+    KmsError::new(class.kind(operation), KIND, operation, sentence)
+        .with_code(code)
+        .with_request_id(request_id.map(Clean::request_id).and_then(Clean::non_empty))
         .with_retry(class.retry(answer))
 }
 
@@ -407,7 +403,7 @@ impl<'a> Said<'a> {
                 // Entities of its own making, or a file of ours: nothing that a KMS sends.
                 Event::DocType(_) => return None,
                 Event::Empty(_) | Event::Comment(_) | Event::Decl(_) | Event::PI(_) => {}
-                Event::Eof => return Some(said),
+                Event::Eof => return path.is_empty().then_some(said),
             }
             if let Some(text) = text {
                 let place = match path

@@ -417,6 +417,7 @@ fn xml_that_is_no_error_of_aws_counts_as_nothing() {
         "<ErrorResponse><Error><Code>Access&e;Denied</Code></Error></ErrorResponse>",
         "<ErrorResponse><Error><Code>AccessDenied</Error></ErrorResponse>",
         "<ErrorResponse><Code>AccessDenied</Code></ErrorResponse>",
+        "<ErrorResponse><Error><Code>AccessDenied</Code>",
         "<",
         deep.as_str(),
     ];
