@@ -9,8 +9,8 @@ use super::request::{NESTING_MAX, VALUES_MAX};
 /// Why a request body was not understood. The client caused every one of these; the answer is
 /// [`TspCode::InvalidRequest`](crate::TspCode::InvalidRequest).
 ///
-/// `Display` is what follows `Request body: ` in the message for the client: it names the member and what is
-/// expected of it, and never repeats a value, since values are customers' data.
+/// `Display` is what stands between `Request body: ` and the full stop in the message for the client: it names the
+/// member and what is expected of it, and never repeats a value, since values are customers' data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
     /// No bytes, or white space only.
@@ -73,32 +73,32 @@ impl DecodeError {
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Empty => f.write_str("it is empty; a JSON object is expected."),
-            Self::NotJson { at: Some(at) } => write!(f, "not valid JSON at byte {at}."),
-            Self::NotJson { at: None } => f.write_str("not valid JSON."),
-            Self::NotUtf8 => f.write_str("not valid UTF-8, which JSON must be."),
+            Self::Empty => f.write_str("it is empty; a JSON object is expected"),
+            Self::NotJson { at: Some(at) } => write!(f, "not valid JSON at byte {at}"),
+            Self::NotJson { at: None } => f.write_str("not valid JSON"),
+            Self::NotUtf8 => f.write_str("not valid UTF-8, which JSON must be"),
             Self::TooDeep => {
                 write!(
                     f,
-                    "more than {NESTING_MAX} objects or arrays inside each other."
+                    "more than {NESTING_MAX} objects or arrays inside each other"
                 )
             }
             Self::TooManyValues => {
                 write!(
                     f,
-                    "more than {VALUES_MAX} values; send several smaller requests."
+                    "more than {VALUES_MAX} values; send several smaller requests"
                 )
             }
-            Self::NotAnObject => f.write_str("a JSON object is expected."),
-            Self::Missing { field } => write!(f, "missing field `{field}`."),
+            Self::NotAnObject => f.write_str("a JSON object is expected"),
+            Self::Missing { field } => write!(f, "missing field `{field}`"),
             Self::WrongType {
                 field,
                 expected,
                 found,
             } => {
-                write!(f, "field `{field}` must be {expected}, not {found}.")
+                write!(f, "field `{field}` must be {expected}, not {found}")
             }
-            Self::Invalid { field, must } => write!(f, "field `{field}` must {must}."),
+            Self::Invalid { field, must } => write!(f, "field `{field}` must {must}"),
         }
     }
 }

@@ -96,37 +96,37 @@ fn an_empty_requesting_id_is_accepted() {
 #[test]
 fn a_missing_member_is_named() {
     for (body, text) in [
-        ("{}", "missing field `tenantId`."),
-        (r#"{"tenantId":"acme"}"#, "missing field `iclFields`."),
+        ("{}", "missing field `tenantId`"),
+        (r#"{"tenantId":"acme"}"#, "missing field `iclFields`"),
         (
             r#"{"tenantId":"acme","iclFields":{}}"#,
-            "missing field `iclFields.requestingId`.",
+            "missing field `iclFields.requestingId`",
         ),
     ] {
         assert_eq!(refused!(wrap, body), text);
     }
     assert_eq!(
         refused!(unwrap, wrap_with("")),
-        "missing field `encryptedDocumentKey`."
+        "missing field `encryptedDocumentKey`"
     );
     assert_eq!(
         refused!(batch_wrap, wrap_with("")),
-        "missing field `documentIds`."
+        "missing field `documentIds`"
     );
     assert_eq!(
         refused!(batch_unwrap, wrap_with("")),
-        "missing field `edeks`."
+        "missing field `edeks`"
     );
     assert_eq!(
         refused!(report_operations, wrap_with("")),
-        "missing field `operations`."
+        "missing field `operations`"
     );
     assert_eq!(
         refused!(security_event, wrap_with("")),
-        "missing field `iclFields.event`."
+        "missing field `iclFields.event`"
     );
     let rekey = wrap_with(r#","encryptedDocumentKey":"""#);
-    assert_eq!(refused!(rekey, rekey), "missing field `newTenantId`.");
+    assert_eq!(refused!(rekey, rekey), "missing field `newTenantId`");
 }
 
 #[test]
@@ -134,35 +134,35 @@ fn a_wrong_type_is_named_with_the_right_one() {
     for (body, text) in [
         (
             r#"{"tenantId":7,"iclFields":{"requestingId":""}}"#,
-            "field `tenantId` must be a string, not a number.",
+            "field `tenantId` must be a string, not a number",
         ),
         (
             r#"{"tenantId":"a","iclFields":[]}"#,
-            "field `iclFields` must be an object, not an array.",
+            "field `iclFields` must be an object, not an array",
         ),
         (
             r#"{"tenantId":"a","iclFields":null}"#,
-            "field `iclFields` must be an object, not null.",
+            "field `iclFields` must be an object, not null",
         ),
         (
             r#"{"tenantId":"a","iclFields":{"requestingId":null}}"#,
-            "field `iclFields.requestingId` must be a string, not null.",
+            "field `iclFields.requestingId` must be a string, not null",
         ),
         (
             r#"{"tenantId":"a","iclFields":{"requestingId":"","dataLabel":1.5}}"#,
-            "field `iclFields.dataLabel` must be a string or null, not a number.",
+            "field `iclFields.dataLabel` must be a string or null, not a number",
         ),
         (
             r#"{"tenantId":"a","iclFields":{"requestingId":"","sourceIp":{}}}"#,
-            "field `iclFields.sourceIp` must be a string or null, not an object.",
+            "field `iclFields.sourceIp` must be a string or null, not an object",
         ),
         (
             r#"{"tenantId":"a","iclFields":{"requestingId":"","objectId":true}}"#,
-            "field `iclFields.objectId` must be a string or null, not a boolean.",
+            "field `iclFields.objectId` must be a string or null, not a boolean",
         ),
         (
             r#"{"tenantId":"a","iclFields":{"requestingId":"","requestId":[]}}"#,
-            "field `iclFields.requestId` must be a string or null, not an array.",
+            "field `iclFields.requestId` must be a string or null, not an array",
         ),
     ] {
         assert_eq!(refused!(wrap, body), text);
@@ -174,18 +174,18 @@ fn a_tenant_id_is_1_to_256_bytes_without_control_characters() {
     let body = |id: &str| json!({"tenantId": id, "iclFields": {"requestingId": ""}}).to_string();
     assert_eq!(
         refused!(wrap, body("")),
-        "field `tenantId` must not be empty."
+        "field `tenantId` must not be empty"
     );
     for control in ["a\nb", "\u{7f}", "\u{85}"] {
         assert_eq!(
             refused!(wrap, body(control)),
-            "field `tenantId` must hold no control characters."
+            "field `tenantId` must hold no control characters"
         );
     }
     let longest = "ü".repeat(128);
     assert_eq!(
         refused!(wrap, body(&(longest.clone() + "x"))),
-        "field `tenantId` must have at most 256 bytes."
+        "field `tenantId` must have at most 256 bytes"
     );
     parse!(wrap, body(&longest), |result| assert_eq!(
         result.unwrap().metadata.tenant_id,
@@ -239,7 +239,7 @@ fn custom_fields_with_parts_are_refused() {
     }
     assert_eq!(
         refused!(wrap, custom(r#"["x"]"#)),
-        "field `customFields` must be an object or null, not an array."
+        "field `customFields` must be an object or null, not an array"
     );
 }
 
@@ -260,7 +260,7 @@ fn the_last_of_duplicate_members_counts_and_only_it_is_checked() {
     let body = br#"{"tenantId":"acme","iclFields":{"requestingId":"me"},"iclFields":{}}"#;
     assert_eq!(
         refused!(wrap, body),
-        "missing field `iclFields.requestingId`."
+        "missing field `iclFields.requestingId`"
     );
 }
 
@@ -318,11 +318,11 @@ fn what_is_not_json_is_refused() {
     for empty in ["", " ", "\r\n\t "] {
         assert_eq!(
             refused!(wrap, empty),
-            "it is empty; a JSON object is expected."
+            "it is empty; a JSON object is expected"
         );
     }
     for scalar in ["null", "[]", "7", r#""text""#, "true"] {
-        assert_eq!(refused!(wrap, scalar), "a JSON object is expected.");
+        assert_eq!(refused!(wrap, scalar), "a JSON object is expected");
     }
     for bad in [
         "{",
@@ -353,7 +353,7 @@ fn what_is_not_json_is_refused() {
         let text = refused!(wrap, bad);
         assert!(text.starts_with("not valid JSON"), "{bad:?}: {text}");
     }
-    assert_eq!(refused!(wrap, r#"{"a":nope}"#), "not valid JSON at byte 5.");
+    assert_eq!(refused!(wrap, r#"{"a":nope}"#), "not valid JSON at byte 5");
 }
 
 #[test]
@@ -364,7 +364,7 @@ fn bytes_that_are_not_utf8_are_refused() {
         b"{\"a\":\"\xed\xa0\x80\"}",
         b"\xff",
     ] {
-        assert_eq!(refused!(wrap, bad), "not valid UTF-8, which JSON must be.");
+        assert_eq!(refused!(wrap, bad), "not valid UTF-8, which JSON must be");
     }
 }
 
@@ -375,7 +375,7 @@ fn deep_nesting_is_refused_without_recursion() {
             let deep = format!("{}1{}", open.repeat(depth), close.repeat(depth));
             assert_eq!(
                 refused!(wrap, wrap_with(&format!(r#","x":{deep}"#))),
-                "more than 128 objects or arrays inside each other."
+                "more than 128 objects or arrays inside each other"
             );
         }
         let inside = NESTING_MAX - 1;
@@ -395,7 +395,7 @@ fn a_body_of_nothing_but_values_is_refused_before_it_is_parsed() {
     let many = wrap_with(&format!(r#","x":[0{}]"#, ",0".repeat(VALUES_MAX)));
     assert_eq!(
         refused!(wrap, many),
-        "more than 2097152 values; send several smaller requests."
+        "more than 2097152 values; send several smaller requests"
     );
     let most = wrap_with(&format!(r#","x":[0{}]"#, ",0".repeat(VALUES_MAX / 2)));
     parse!(wrap, most, |result| assert!(result.is_ok()));
@@ -461,7 +461,7 @@ fn an_unwrap_takes_the_edek_as_it_is() {
     let bad = wrap_with(r#","encryptedDocumentKey":7"#);
     assert_eq!(
         refused!(unwrap, bad),
-        "field `encryptedDocumentKey` must be a string, not a number."
+        "field `encryptedDocumentKey` must be a string, not a number"
     );
 }
 
@@ -480,15 +480,15 @@ fn document_ids_keep_their_order_and_lose_duplicates() {
     for (ids, text) in [
         (
             "null",
-            "field `documentIds` must be an array of strings, not null.",
+            "field `documentIds` must be an array of strings, not null",
         ),
         (
             "{}",
-            "field `documentIds` must be an array of strings, not an object.",
+            "field `documentIds` must be an array of strings, not an object",
         ),
         (
             r#"["a",1]"#,
-            "field `documentIds[*]` must be a string, not a number.",
+            "field `documentIds[*]` must be a string, not a number",
         ),
     ] {
         assert_eq!(
@@ -530,15 +530,15 @@ fn edeks_come_as_an_object_or_as_an_array() {
     for (edeks, text) in [
         (
             r#"{"a":null}"#,
-            "field `edeks.*` must be a string, not null.",
+            "field `edeks.*` must be a string, not null",
         ),
         (
             r#"["a",{}]"#,
-            "field `edeks[*]` must be a string, not an object.",
+            "field `edeks[*]` must be a string, not an object",
         ),
         (
             r#""x""#,
-            "field `edeks` must be an object from ids to EDEKs in base64, or an array of them, not a string.",
+            "field `edeks` must be an object from ids to EDEKs in base64, or an array of them, not a string",
         ),
     ] {
         assert_eq!(
@@ -583,7 +583,7 @@ fn a_rekey_names_both_tenants() {
     let body = wrap_with(r#","encryptedDocumentKey":"","newTenantId":"""#);
     assert_eq!(
         refused!(rekey, body),
-        "field `newTenantId` must not be empty."
+        "field `newTenantId` must not be empty"
     );
 }
 
@@ -612,22 +612,22 @@ fn reported_operations_are_whole_numbers_from_0() {
         ]
     ));
     for (operations, text) in [
-        ("[]", "field `operations` must be an object, not an array."),
+        ("[]", "field `operations` must be an object, not an array"),
         (
             r#"{"e":3}"#,
-            "field `operations.*` must be an object, not a number.",
+            "field `operations.*` must be an object, not a number",
         ),
         (
             r#"{"e":{"wraps":-1}}"#,
-            "field `operations.*.wraps` must be a whole number from 0.",
+            "field `operations.*.wraps` must be a whole number from 0",
         ),
         (
             r#"{"e":{"unwraps":1.5}}"#,
-            "field `operations.*.unwraps` must be a whole number from 0.",
+            "field `operations.*.unwraps` must be a whole number from 0",
         ),
         (
             r#"{"e":{"unwraps":"1"}}"#,
-            "field `operations.*.unwraps` must be a number, not a string.",
+            "field `operations.*.unwraps` must be a number, not a string",
         ),
     ] {
         let body = wrap_with(&format!(r#","operations":{operations}"#));
@@ -673,22 +673,22 @@ fn an_event_is_named_in_icl_fields_or_at_top_level() {
         (
             String::new(),
             r#","event":"""#.to_owned(),
-            "field `iclFields.event` must not be empty.",
+            "field `iclFields.event` must not be empty",
         ),
         (
             r#","event":"""#.to_owned(),
             String::new(),
-            "field `event` must not be empty.",
+            "field `event` must not be empty",
         ),
         (
             r#","event":"E""#.to_owned(),
             r#","event":5"#.to_owned(),
-            "field `iclFields.event` must be a string, not a number.",
+            "field `iclFields.event` must be a string, not a number",
         ),
         (
             format!(r#","event":"{long}""#),
             String::new(),
-            "field `event` must have at most 256 bytes.",
+            "field `event` must have at most 256 bytes",
         ),
     ] {
         assert_eq!(refused!(security_event, event_with(&top, &icl)), text);
@@ -712,7 +712,7 @@ fn any_number_is_a_timestamp() {
     assert_eq!(at("-9223372036854775809"), Ok(Some(i64::MIN)));
     assert_eq!(at("1e300"), Ok(Some(i64::MAX)));
     assert_eq!(at("-123456789012345678901234567890"), Ok(Some(i64::MIN)));
-    let text = "field `timestampMillis` must be a number of milliseconds since 1970, or null, not a string.";
+    let text = "field `timestampMillis` must be a number of milliseconds since 1970, or null, not a string";
     assert_eq!(at(r#""1700000000000""#), Err(text.to_owned()));
     parse!(
         security_event,
