@@ -37,6 +37,7 @@ mod thread_bound;
 pub mod tls;
 mod uring;
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -100,7 +101,7 @@ pub trait Rt: Clone + 'static {
         timeout: Duration,
     ) -> impl Future<Output = Result<Self::Stream, NetError>>;
 
-    /// Looks a name up, off the core. IP literals (with or without the brackets of an IPv6 literal) are answered at once.
+    /// Looks a name up, off the core, on a few threads that all cores share. IP literals (with or without the brackets of an IPv6 literal) are answered at once.
     ///
     /// The answer has at least one address. There is no deadline in here: wrap it in [`timeout`].
     ///
@@ -117,7 +118,7 @@ pub trait Rt: Clone + 'static {
 }
 
 /// A listening socket that belongs to one core.
-pub trait Listener: 'static {
+pub trait Listener: fmt::Debug + 'static {
     /// The connections it gives.
     type Stream;
 
@@ -148,7 +149,7 @@ pub trait Listener: 'static {
 }
 
 /// A connection. `shutdown` sends FIN after what was written; reading goes on.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + 'static {
+pub trait Stream: AsyncRead + AsyncWrite + fmt::Debug + Unpin + 'static {
     /// Tells, at any later time, whether an idle connection has gone bad; see [`Staleness`].
     ///
     /// It stays valid when hyper owns the stream, which is the reason why it is a value of its own.
