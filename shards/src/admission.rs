@@ -15,9 +15,16 @@ pub(crate) struct Admission {
     tenant_inflight_max: usize,
 }
 
+/// Tells this shard's tenants apart, whatever becomes of their names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct TenantNumber(pub(crate) u64);
+
 /// Places that one tenant has taken on this shard. Outlives the snapshots.
-#[derive(Debug, Default)]
-pub(crate) struct TenantLoad(Rc<Cell<usize>>);
+#[derive(Debug)]
+pub(crate) struct TenantLoad {
+    pub(crate) number: TenantNumber,
+    inflight: Rc<Cell<usize>>,
+}
 
 /// One request's place; given back on drop.
 #[derive(Debug)]
@@ -40,22 +47,32 @@ impl Admission {
         if self.inflight.get() >= self.inflight_max {
             return Err(OpError::Overloaded);
         }
-        if tenant.0.get() >= self.tenant_inflight_max {
+        if tenant.inflight.get() >= self.tenant_inflight_max {
             return Err(OpError::TenantOverloaded);
         }
         self.inflight.set(self.inflight.get() + 1);
-        tenant.0.set(tenant.0.get() + 1);
+        tenant.inflight.set(tenant.inflight.get() + 1);
         Ok(Place {
             shard: Rc::clone(&self.inflight),
-            tenant: Rc::clone(&tenant.0),
+            tenant: Rc::clone(&tenant.inflight),
         })
     }
 }
 
 impl TenantLoad {
+    pub(crate) fn new(number: TenantNumber) -> Self {
+        Self {
+            number,
+            inflight: Rc::default(),
+        }
+    }
+
     /// The same tenant's load, for the next snapshot's table.
     pub(crate) fn share(&self) -> Self {
-        Self(Rc::clone(&self.0))
+        Self {
+            number: self.number,
+            inflight: Rc::clone(&self.inflight),
+        }
     }
 }
 
@@ -73,7 +90,7 @@ mod tests {
     #[test]
     fn one_tenant_cannot_take_every_place() {
         let admission = Admission::new(4, 2);
-        let (slow, other) = (TenantLoad::default(), TenantLoad::default());
+        let [slow, other, third] = [1, 2, 3].map(|number| TenantLoad::new(TenantNumber(number)));
         let held: Vec<_> = (0..2).map(|_| admission.admit(&slow).unwrap()).collect();
         assert!(matches!(
             admission.admit(&slow),
@@ -84,10 +101,7 @@ mod tests {
             Err(OpError::TenantOverloaded)
         ));
         let others: Vec<_> = (0..2).map(|_| admission.admit(&other).unwrap()).collect();
-        assert!(matches!(
-            admission.admit(&TenantLoad::default()),
-            Err(OpError::Overloaded)
-        ));
+        assert!(matches!(admission.admit(&third), Err(OpError::Overloaded)));
         drop(held);
         assert!(admission.admit(&slow).is_ok());
         drop(others);

@@ -52,7 +52,8 @@ pub(crate) async fn wrap<R: Rt>(
         }
         Kms::Aws(aws) => {
             let operation = Operation {
-                handle: config,
+                tenant,
+                config,
                 kind: kms.kind(),
                 operation: KmsOperation::Wrap,
                 endpoint: aws.endpoint(),
@@ -141,7 +142,8 @@ async fn kms_unwrap<R: Rt>(
         Kms::Local(local) => local.unwrap(tenant.id.as_str(), blob)?,
         Kms::Aws(aws) => {
             let operation = Operation {
-                handle: config,
+                tenant,
+                config,
                 kind: kms.kind(),
                 operation: KmsOperation::Unwrap,
                 endpoint: aws.endpoint(),

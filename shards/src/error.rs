@@ -225,3 +225,78 @@ impl From<NoRoom> for OpError {
         Self::EventRejected
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tsp_kms::{KmsKind, KmsOperation};
+
+    use super::*;
+
+    fn every_error() -> Vec<OpError> {
+        let tenant = || "acme".into();
+        let id = KmsConfigId::new(7).unwrap();
+        let (aws, wrap) = (KmsKind::Aws, KmsOperation::Wrap);
+        vec![
+            OpError::Unauthorized,
+            OpError::UnknownPath,
+            OpError::WrongMethod,
+            OpError::CompressedBody,
+            OpError::BodyTooLong(16),
+            OpError::BodyTooSlow(Duration::from_secs(15)),
+            OpError::BodyCutOff,
+            OpError::TooManyItems(5),
+            OpError::UnknownTenant,
+            OpError::NoPrimaryKmsConfig { tenant: tenant() },
+            OpError::KmsConfigNotActive {
+                tenant: tenant(),
+                config: 7,
+            },
+            OpError::InvalidEdek(InvalidEdek::NoEntry),
+            OpError::InvalidLeasedEdek("Provided EDEK is leased, but has no tag."),
+            OpError::KmsConfigBroken(id),
+            OpError::Kms(KmsError::unreachable(
+                aws,
+                wrap,
+                Retry::Transient,
+                "connection refused",
+            )),
+            OpError::EventRejected,
+            OpError::Overloaded,
+            OpError::TooManyBodies,
+            OpError::TenantOverloaded,
+            OpError::StaleConfigurations,
+            OpError::NotReady,
+        ]
+    }
+
+    #[test]
+    fn every_error_has_a_message_and_a_status_that_no_stack_repeats_by_itself() {
+        for error in every_error() {
+            let response = error.response();
+            assert!(!response.message.is_empty(), "{error:?}");
+            assert!(
+                response.status >= 400 && response.status != 408,
+                "{error:?}"
+            );
+            assert_eq!(
+                response.status == 401,
+                response.code == TspCode::Unauthorized,
+                "{error:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn messages_hold_the_words_that_clients_look_for() {
+        let message = |error: OpError| error.response().message.into_owned();
+        let unknown = message(OpError::UnknownTenant);
+        assert!(unknown.contains("No configurations available for the provided tenant"));
+        let edek = message(OpError::InvalidEdek(InvalidEdek::NotProtobuf));
+        assert!(edek.contains("Provided EDEK didn't contain IronCore EDEKs"));
+        let other = OpError::KmsConfigNotActive {
+            tenant: "acme".into(),
+            config: 7,
+        };
+        assert!(message(other).contains("is not assigned to tenant"));
+    }
+}

@@ -7,12 +7,14 @@
 
 mod admission;
 mod api;
+mod breaker;
 mod conn;
 mod dek;
 mod error;
 mod events;
 mod limits;
 mod metrics;
+mod places;
 mod shard;
 mod snapshot;
 mod upstream;

@@ -40,6 +40,8 @@ pub struct Limits {
     pub kms_connect_timeout: Duration,
     /// Connections that one shard opens to one KMS endpoint.
     pub kms_connections_max: usize,
+    /// Of those, the most that one tenant's operations use: a KMS that hangs for one leaves the rest to the others.
+    pub kms_tenant_connections_max: usize,
     /// Operations that wait for one of those connections. More are refused at once.
     pub kms_waiters_max: usize,
     /// Longest idle time of a kept KMS connection: below what far ends and NAT gateways allow.
@@ -67,7 +69,8 @@ impl Default for Limits {
             kms_operation_timeout: Duration::from_secs(5),
             kms_attempt_timeout: Duration::from_millis(2_500),
             kms_connect_timeout: Duration::from_millis(1_500),
-            kms_connections_max: 64,
+            kms_connections_max: 128,
+            kms_tenant_connections_max: 64,
             kms_waiters_max: 8_192,
             kms_idle_timeout: Duration::from_secs(20),
             kms_answer_bytes_max: 64 << 10,

@@ -16,7 +16,10 @@ use tsp_wire::{
     snapshot::{KmsConfigDoc, KmsKeyDoc, SnapshotDoc, TenantDoc},
 };
 
-use crate::admission::TenantLoad;
+use crate::{
+    admission::{TenantLoad, TenantNumber},
+    breaker::{Breaker, RetryBudget},
+};
 
 /// All tenants and KMS configs of one moment: validated, immutable, shared by all cores.
 #[derive(Debug)]
@@ -165,6 +168,8 @@ pub(crate) struct View {
     pub(crate) version: SnapshotVersion,
     tenants: HashMap<TenantId, Rc<Tenant>>,
     kms: HashMap<KmsConfigId, Rc<KmsHandle>>,
+    /// The number that the next new tenant gets.
+    next_tenant: TenantNumber,
 }
 
 /// A tenant as a shard sees it.
@@ -182,8 +187,17 @@ pub(crate) struct KmsHandle {
     pub(crate) id: KmsConfigId,
     /// `None` if the config does not validate.
     pub(crate) kms: Option<Arc<Kms>>,
-    /// Signing keys and the like; goes on from snapshot to snapshot.
-    pub(crate) session: Rc<RefCell<Session>>,
+    pub(crate) state: Rc<KmsState>,
+}
+
+/// What a shard remembers of a KMS config from snapshot to snapshot.
+#[derive(Debug, Default)]
+pub(crate) struct KmsState {
+    /// Signing keys and the like.
+    pub(crate) session: RefCell<Session>,
+    pub(crate) retries: RetryBudget,
+    /// Opens when this config's key is not served although its endpoint may well be.
+    pub(crate) breaker: Breaker,
 }
 
 impl View {
@@ -194,17 +208,18 @@ impl View {
             .iter()
             .map(|(id, config)| {
                 let before = previous.and_then(|view| view.kms.get(id));
-                let session = before.map_or_else(Rc::default, |config| Rc::clone(&config.session));
+                let state = before.map_or_else(Rc::default, |config| Rc::clone(&config.state));
                 (
                     *id,
                     Rc::new(KmsHandle {
                         id: *id,
                         kms: config.0.clone(),
-                        session,
+                        state,
                     }),
                 )
             })
             .collect();
+        let mut next_tenant = previous.map_or_else(TenantNumber::default, |view| view.next_tenant);
         let tenants = snapshot
             .tenants
             .iter()
@@ -212,7 +227,12 @@ impl View {
                 let handle = |a: &Assignment| kms.get(&a.kms).map(Rc::clone);
                 let load = previous
                     .and_then(|view| view.tenants.get(id))
-                    .map_or_else(TenantLoad::default, |tenant| tenant.load.share());
+                    .map(|tenant| tenant.load.share())
+                    .unwrap_or_else(|| {
+                        let number = next_tenant;
+                        next_tenant = TenantNumber(number.0 + 1);
+                        TenantLoad::new(number)
+                    });
                 let tenant = Tenant {
                     id: id.clone(),
                     load,
@@ -230,6 +250,7 @@ impl View {
             version: snapshot.version,
             tenants,
             kms,
+            next_tenant,
         }
     }
 
@@ -277,5 +298,191 @@ impl SnapshotSlot {
         let next = Rc::new(View::build(snapshot, current.as_deref()));
         self.0.replace(Some(next));
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tsp_wire::{Secret, snapshot::AssignmentDoc};
+
+    use super::*;
+
+    const CANARY: u8 = 0xC4;
+
+    fn local(id: i64) -> KmsConfigDoc {
+        KmsConfigDoc {
+            id,
+            leasing_allowed: false,
+            key: KmsKeyDoc::Local {
+                key: Secret::new([CANARY; 32]),
+            },
+            endpoint: None,
+            allow_insecure: false,
+            ca_pem: None,
+        }
+    }
+
+    fn aws(id: i64, region: &str) -> KmsConfigDoc {
+        let key = KmsKeyDoc::Aws {
+            key_id: "alias/acme".into(),
+            region: region.into(),
+            access_key_id: "AKIDEXAMPLE".into(),
+            secret_access_key: Secret::new("canary-secret".into()),
+            session_token: Some(Secret::new("canary-token".into())),
+        };
+        KmsConfigDoc { key, ..local(id) }
+    }
+
+    fn tenant(id: &str, assignments: &[(i64, bool, bool)]) -> TenantDoc {
+        let assignments = assignments
+            .iter()
+            .map(|&(kms, active, primary)| AssignmentDoc {
+                kms,
+                active,
+                primary,
+            })
+            .collect();
+        TenantDoc {
+            id: id.into(),
+            assignments,
+        }
+    }
+
+    fn doc(version: u64, kms: Vec<KmsConfigDoc>, tenants: Vec<TenantDoc>) -> SnapshotDoc {
+        SnapshotDoc {
+            version: SnapshotVersion(version),
+            kms,
+            tenants,
+        }
+    }
+
+    fn left_out(rejected: &[Rejected]) -> Vec<&str> {
+        rejected
+            .iter()
+            .map(|rejected| rejected.what.as_str())
+            .collect()
+    }
+
+    #[test]
+    fn what_does_not_validate_is_left_out_and_named_and_the_rest_is_served() {
+        let kms = vec![
+            local(1),
+            local(0),
+            local(1),
+            aws(2, "not a region"),
+            aws(3, "eu-west-1"),
+        ];
+        let tenants = vec![
+            tenant("good", &[(1, true, true), (3, true, false)]),
+            tenant("", &[]),
+            tenant("two primaries", &[(1, true, true), (3, true, true)]),
+            tenant("primary but not active", &[(1, false, true)]),
+            tenant("unknown config", &[(9, true, true)]),
+            tenant("same config twice", &[(1, true, false), (1, true, true)]),
+            tenant("good", &[(3, true, true)]),
+            tenant("broken config", &[(2, true, true)]),
+        ];
+        let (snapshot, rejected) = Snapshot::from_doc(doc(7, kms, tenants), true);
+        let named = [
+            "KMS config 0",
+            "KMS config 1",
+            "KMS config 2",
+            "tenant \"\"",
+            "tenant \"two primaries\"",
+            "tenant \"primary but not active\"",
+            "tenant \"unknown config\"",
+            "tenant \"same config twice\"",
+            "tenant \"good\"",
+        ];
+        assert_eq!(left_out(&rejected), named);
+        let view = View::build(&snapshot, None);
+        let good = view.tenant("good").unwrap();
+        assert_eq!(
+            good.primary.as_ref().unwrap().id.number(),
+            1,
+            "the first of two stays"
+        );
+        assert!(good.active(3).is_some());
+        assert!(view.tenant("two primaries").is_none());
+        let broken = view.tenant("broken config").unwrap();
+        assert!(
+            broken.primary.as_ref().unwrap().kms.is_none(),
+            "so that its operations say why"
+        );
+    }
+
+    #[test]
+    fn the_local_kms_is_refused_where_it_is_not_allowed() {
+        let (_, rejected) = Snapshot::from_doc(doc(1, vec![local(1)], vec![]), false);
+        assert_eq!(left_out(&rejected), ["KMS config 1"]);
+        assert!(rejected[0].why.contains("TSP_ALLOW_LOCAL_KMS"));
+    }
+
+    #[test]
+    fn a_certificate_file_without_certificates_is_named() {
+        let config = KmsConfigDoc {
+            ca_pem: Some("nothing".into()),
+            ..aws(1, "eu-west-1")
+        };
+        let (_, rejected) = Snapshot::from_doc(doc(1, vec![config], vec![]), true);
+        assert!(rejected[0].why.starts_with("ca_file"), "{rejected:?}");
+    }
+
+    #[test]
+    fn an_older_snapshot_is_ignored() {
+        let slot = SnapshotSlot::default();
+        let snapshot =
+            |version, tenants| Snapshot::from_doc(doc(version, vec![local(1)], tenants), true).0;
+        assert!(slot.offer(&snapshot(2, vec![tenant("new", &[(1, true, true)])])));
+        assert!(!slot.offer(&snapshot(1, vec![])));
+        assert!(!slot.offer(&snapshot(2, vec![])));
+        assert!(slot.load().unwrap().tenant("new").is_some());
+    }
+
+    #[test]
+    fn load_and_sessions_outlive_a_snapshot_and_tenants_keep_their_numbers() {
+        let slot = SnapshotSlot::default();
+        let snapshot = |version, names: &[&str]| {
+            let tenants = names
+                .iter()
+                .map(|name| tenant(name, &[(1, true, true)]))
+                .collect();
+            Snapshot::from_doc(doc(version, vec![aws(1, "eu-west-1")], tenants), true).0
+        };
+        slot.offer(&snapshot(1, &["a", "b"]));
+        let before = slot.load().unwrap();
+        slot.offer(&snapshot(2, &["b", "c"]));
+        let after = slot.load().unwrap();
+        let config = |view: &View| Rc::clone(view.tenant("b").unwrap().primary.as_ref().unwrap());
+        assert!(Rc::ptr_eq(&config(&before).state, &config(&after).state));
+        let number = |view: &View, id| view.tenant(id).unwrap().load.number;
+        assert_eq!(number(&before, "b"), number(&after, "b"));
+        let all = [
+            number(&before, "a"),
+            number(&before, "b"),
+            number(&after, "c"),
+        ];
+        assert!(
+            all[0] != all[1] && all[1] != all[2] && all[0] != all[2],
+            "{all:?}"
+        );
+    }
+
+    #[test]
+    fn a_tenant_without_active_configs_is_as_good_as_unknown() {
+        let tenants = vec![tenant("disabled", &[(1, false, false)])];
+        let (snapshot, rejected) = Snapshot::from_doc(doc(1, vec![local(1)], tenants), true);
+        assert_eq!(rejected, []);
+        assert!(View::build(&snapshot, None).tenant("disabled").is_none());
+    }
+
+    #[test]
+    fn no_secret_is_printed_with_a_snapshot() {
+        let kms = vec![local(1), aws(2, "eu-west-1")];
+        let (snapshot, _) =
+            Snapshot::from_doc(doc(1, kms, vec![tenant("t", &[(1, true, true)])]), true);
+        let printed = format!("{snapshot:?} {:?}", View::build(&snapshot, None));
+        assert!(!printed.contains("canary"), "{printed}");
+        assert!(!printed.contains(&CANARY.to_string()), "{printed}");
     }
 }

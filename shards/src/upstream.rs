@@ -9,7 +9,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     fmt,
     future::Future,
     net::SocketAddr,
@@ -28,7 +28,8 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tsp_kms::{
-    Endpoint, HttpAnswer, HttpRequest, KmsError, KmsKind, KmsOperation, Retry, Roots, Session,
+    Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsKind, KmsOperation, Retry, Roots,
+    Session,
 };
 use tsp_rt::{
     NetError, Rt, Staleness, Stream as _,
@@ -37,9 +38,12 @@ use tsp_rt::{
 use zeroize::Zeroizing;
 
 use crate::{
+    admission::TenantNumber,
+    breaker::{Breaker, RetryBudget},
     limits::Limits,
     metrics::{RefusedBy, ShardMetrics},
-    snapshot::KmsHandle,
+    places::{Place, Places},
+    snapshot::{KmsHandle, Tenant},
 };
 
 /// Longest head of a KMS's answer, in bytes. Real ones are below 2 KiB.
@@ -53,6 +57,9 @@ const TRANSIENT_PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// Longest random pause before the retry of a throttled call that came without a hint.
 const THROTTLED_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// What a call was doing when the KMS itself was late.
+const WAITING_FOR_ANSWER: &str = "waiting for the KMS";
 
 /// Longest wait for a connection to become ready again after its answer has been read.
 const READY_WAIT_MAX: Duration = Duration::from_millis(100);
@@ -75,7 +82,8 @@ impl<R: Rt> fmt::Debug for Upstream<R> {
 
 /// What a provider knows about one operation: how to ask, and how to read the answer.
 pub(crate) struct Operation<'a, B, A> {
-    pub(crate) handle: &'a KmsHandle,
+    pub(crate) tenant: &'a Tenant,
+    pub(crate) config: &'a KmsHandle,
     pub(crate) kind: KmsKind,
     pub(crate) operation: KmsOperation,
     pub(crate) endpoint: &'a Endpoint,
@@ -93,7 +101,8 @@ impl<R: Rt> Upstream<R> {
         }
     }
 
-    /// Runs one operation at a KMS: one call, and one more where the error says that it may help.
+    /// Runs one operation at a KMS: one call, and one more where the error says that it may help and the config's
+    /// budget for second tries allows it.
     ///
     /// # Errors
     /// What the last call met.
@@ -107,56 +116,98 @@ impl<R: Rt> Upstream<R> {
         deadline: Instant,
     ) -> Result<T, KmsError> {
         let deadline = deadline.min(self.rt.now() + self.limits.kms_operation_timeout);
-        let mut tried_before = false;
+        let state = &operation.config.state;
+        let mut spent = None;
         loop {
-            let request = {
-                let mut session = operation.handle.session.borrow_mut();
-                (operation.request)(&mut session, self.rt.wall_now())?
-            };
-            let began = self.rt.now();
-            let called = self.call(operation.endpoint, request, deadline).await;
-            let (kind, which) = (operation.kind, operation.operation);
-            let status = called.as_ref().ok().map(|answer| answer.status);
-            self.metrics
-                .kms_request(which, kind, status, self.rt.now() - began);
-            let result = match &called {
-                Ok(answer) => (operation.answer)(&HttpAnswer {
-                    status: answer.status,
-                    headers: &answer.headers,
-                    body: &answer.body,
-                }),
-                Err(why) => Err(KmsError::unreachable(
-                    kind,
-                    which,
-                    why.retry(),
-                    why.to_string(),
-                )),
-            };
-            let why = match result {
-                Ok(value) => return Ok(value),
+            let why = match self.attempt(&operation, deadline).await {
+                Ok(value) => {
+                    state.retries.earn(spent);
+                    return Ok(value);
+                }
+                Err(why) if spent.is_some() => return Err(why),
                 Err(why) => why,
             };
-            let pause = match why.retry() {
-                _ if tried_before => return Err(why),
+            let (price, pause) = match why.retry() {
                 Retry::No => return Err(why),
-                Retry::Transient => self.random_pause(TRANSIENT_PAUSE_MAX),
-                Retry::Throttled { after: Some(after) } => after,
-                Retry::Throttled { after: None } => self.random_pause(THROTTLED_PAUSE_MAX),
+                Retry::Transient => (
+                    RetryBudget::TRANSIENT,
+                    self.random_pause(TRANSIENT_PAUSE_MAX),
+                ),
+                Retry::Throttled { after } => {
+                    let pause = after.unwrap_or_else(|| self.random_pause(THROTTLED_PAUSE_MAX));
+                    (RetryBudget::THROTTLED, pause)
+                }
                 Retry::AfterClockRepair { .. } => {
-                    if !operation.handle.session.borrow_mut().repair(&why) {
+                    if !state.session.borrow_mut().repair(&why) {
                         return Err(why);
                     }
-                    Duration::ZERO
+                    (0, Duration::ZERO)
                 }
             };
-            if deadline.saturating_duration_since(self.rt.now()) <= pause {
+            let late = deadline.saturating_duration_since(self.rt.now()) <= pause;
+            if late {
+                return Err(why);
+            }
+            spent = state.retries.spend(price);
+            if spent.is_none() {
                 return Err(why);
             }
             if !pause.is_zero() {
                 self.rt.sleep(pause).await;
             }
             self.metrics.kms_retry();
-            tried_before = true;
+        }
+    }
+
+    async fn attempt<T>(
+        &self,
+        operation: &Operation<
+            '_,
+            impl Fn(&mut Session, SystemTime) -> Result<HttpRequest, KmsError>,
+            impl Fn(&HttpAnswer<'_>) -> Result<T, KmsError>,
+        >,
+        deadline: Instant,
+    ) -> Result<T, KmsError> {
+        let (kind, which) = (operation.kind, operation.operation);
+        let unreachable =
+            |why: &CallError| KmsError::unreachable(kind, which, why.retry(), why.to_string());
+        let state = &operation.config.state;
+        if !state.breaker.allows(self.rt.now()) {
+            return Err(unreachable(&CallError::Down));
+        }
+        let request = {
+            let mut session = state.session.borrow_mut();
+            (operation.request)(&mut session, self.rt.wall_now())?
+        };
+        let began = self.rt.now();
+        let tenant = operation.tenant.load.number;
+        let called = self
+            .call(tenant, operation.endpoint, request, deadline)
+            .await;
+        let now = self.rt.now();
+        let status = called.as_ref().ok().map(|answer| answer.status);
+        self.metrics.kms_request(which, kind, status, now - began);
+        match called {
+            Ok(answer) => {
+                let result = (operation.answer)(&HttpAnswer {
+                    status: answer.status,
+                    headers: &answer.headers,
+                    body: &answer.body,
+                });
+                match &result {
+                    Err(why) if why.kind() == KmsErrorKind::Unreachable => {
+                        state.breaker.failed(now)
+                    }
+                    Ok(_) | Err(_) => state.breaker.succeeded(),
+                }
+                result
+            }
+            Err(why) => {
+                if why.is_the_keys_own() {
+                    state.breaker.failed(now);
+                }
+                Err(unreachable(&why))
+            }
         }
     }
 
@@ -168,13 +219,17 @@ impl<R: Rt> Upstream<R> {
 
     async fn call(
         &self,
+        tenant: TenantNumber,
         endpoint: &Endpoint,
         request: HttpRequest,
         deadline: Instant,
     ) -> Result<Answer, CallError> {
         let pool = self.pool(endpoint)?;
         let (metrics, limit) = (&self.metrics, RefusedBy::KmsWaitersMax);
-        let place = pool.places.take().inspect_err(|_| metrics.refused(limit))?;
+        let place = pool.places.take(tenant).map_err(|_| {
+            metrics.refused(limit);
+            CallError::TooManyWaiters
+        })?;
         let (reply, answer) = oneshot::channel();
         self.rt.spawn(async move {
             // The caller may have gone; the connection is back in its pool then.
@@ -201,7 +256,12 @@ impl<R: Rt> Upstream<R> {
             endpoint: endpoint.clone(),
             metrics: Arc::clone(&self.metrics),
             idle: RefCell::default(),
-            places: Places::new(self.limits.kms_connections_max, self.limits.kms_waiters_max),
+            places: Places::new(
+                self.limits.kms_connections_max,
+                self.limits.kms_tenant_connections_max,
+                self.limits.kms_waiters_max,
+            ),
+            breaker: Breaker::default(),
             addresses: RefCell::default(),
             connects: Cell::new(0),
             limits: Rc::clone(&self.limits),
@@ -216,7 +276,7 @@ impl<R: Rt> Upstream<R> {
         self.pools.borrow_mut().retain(|_, pool| {
             let mut idle = pool.idle.borrow_mut();
             idle.retain(|kept| now.duration_since(kept.since) < self.limits.kms_idle_timeout);
-            !idle.is_empty() || pool.places.in_use() > 0
+            !idle.is_empty() || pool.places.in_use()
         });
     }
 }
@@ -241,6 +301,8 @@ enum CallError {
     Http(hyper::Error),
     /// The tenant's KMS: the answer is longer than any real one.
     AnswerTooLong,
+    /// The tenant's KMS or the network: it was down just now, and it is not yet time to ask again.
+    Down,
     /// Us: the call's task ended early.
     Broken,
     /// Vendor: the configured certificates are none. A snapshot that has been validated has no such config.
@@ -251,9 +313,23 @@ impl CallError {
     /// Whether a second try may help.
     fn retry(&self) -> Retry {
         match self {
-            Self::TooManyWaiters | Self::AnswerTooLong | Self::Roots => Retry::No,
+            Self::TooManyWaiters | Self::AnswerTooLong | Self::Down | Self::Roots => Retry::No,
             Self::Connect(why) if !why.is_retryable() => Retry::No,
             Self::Late(_) | Self::Connect(_) | Self::Http(_) | Self::Broken => Retry::Transient,
+        }
+    }
+}
+
+impl CallError {
+    /// Whether this says something about the key's own service, and not just about the way to the endpoint (which has a
+    /// breaker of its own) or about us.
+    fn is_the_keys_own(&self) -> bool {
+        match self {
+            Self::Late(what) => *what == WAITING_FOR_ANSWER,
+            Self::Http(_) | Self::AnswerTooLong => true,
+            Self::TooManyWaiters | Self::Connect(_) | Self::Down | Self::Broken | Self::Roots => {
+                false
+            }
         }
     }
 }
@@ -267,6 +343,9 @@ impl fmt::Display for CallError {
             Self::Http(why) if why.is_parse() => f.write_str("the answer is not HTTP"),
             Self::Http(_) => f.write_str("the connection broke off before the answer was complete"),
             Self::AnswerTooLong => f.write_str("the answer is too long"),
+            Self::Down => {
+                f.write_str("it did not answer several times in a row, and is asked again soon")
+            }
             Self::Broken => f.write_str("the call was broken off inside the proxy"),
             Self::Roots => f.write_str("the configured certificates cannot be read"),
         }
@@ -289,6 +368,8 @@ struct Pool<R: Rt> {
     /// Last in, first out: the rest grow old and are closed.
     idle: RefCell<Vec<Kept>>,
     places: Places,
+    /// Opens when no connection can be made.
+    breaker: Breaker,
     addresses: RefCell<Option<(Vec<SocketAddr>, Instant)>>,
     connects: Cell<usize>,
 }
@@ -323,7 +404,7 @@ impl<R: Rt> Pool<R> {
             match self
                 .by(
                     attempt_ends(self),
-                    "waiting for the KMS",
+                    WAITING_FOR_ANSWER,
                     self.send(line, &request),
                 )
                 .await?
@@ -340,7 +421,7 @@ impl<R: Rt> Pool<R> {
         let line = self.connect(deadline).await?;
         self.by(
             attempt_ends(self),
-            "waiting for the KMS",
+            WAITING_FOR_ANSWER,
             self.send(line, &request),
         )
         .await?
@@ -376,11 +457,18 @@ impl<R: Rt> Pool<R> {
     }
 
     async fn connect(&self, deadline: Instant) -> Result<Line, CallError> {
-        let deadline = deadline.min(self.rt.now() + self.limits.kms_connect_timeout);
+        let now = self.rt.now();
+        if !self.breaker.allows(now) {
+            return Err(CallError::Down);
+        }
+        let deadline = deadline.min(now + self.limits.kms_connect_timeout);
         let connected = self
             .by(deadline, "connecting", self.connect_to_any(deadline))
             .await;
-        if !matches!(connected, Ok(Ok(_))) {
+        if matches!(connected, Ok(Ok(_))) {
+            self.breaker.succeeded();
+        } else {
+            self.breaker.failed(self.rt.now());
             // The name may have moved.
             self.addresses.replace(None);
         }
@@ -524,72 +612,4 @@ async fn read_body(mut body: Incoming, bytes_max: usize) -> Result<Zeroizing<Vec
         }
     }
     Ok(whole)
-}
-
-/// The right to use one of a pool's connections: a fixed number, handed on first come, first served.
-#[derive(Debug)]
-struct Places(Rc<PlacesState>);
-
-#[derive(Debug)]
-struct PlacesState {
-    free: Cell<usize>,
-    total: usize,
-    waiters: RefCell<VecDeque<oneshot::Sender<Place>>>,
-    waiters_max: usize,
-}
-
-/// One place; dropping it hands it to the longest waiter.
-#[derive(Debug)]
-struct Place(Rc<PlacesState>);
-
-impl Places {
-    fn new(total: usize, waiters_max: usize) -> Self {
-        let (free, waiters) = (Cell::new(total), RefCell::default());
-        Self(Rc::new(PlacesState {
-            free,
-            total,
-            waiters,
-            waiters_max,
-        }))
-    }
-
-    fn in_use(&self) -> usize {
-        self.0.total - self.0.free.get()
-    }
-
-    /// Asks for a place: it comes through the receiver, at once if one is free.
-    fn take(&self) -> Result<oneshot::Receiver<Place>, CallError> {
-        let (give, place) = oneshot::channel();
-        let state = &self.0;
-        if state.free.get() > 0 {
-            state.free.set(state.free.get() - 1);
-            drop(give.send(Place(Rc::clone(state))));
-        } else {
-            let mut waiters = state.waiters.borrow_mut();
-            if waiters.len() >= state.waiters_max {
-                waiters.retain(|waiter| !waiter.is_closed());
-            }
-            if waiters.len() >= state.waiters_max {
-                return Err(CallError::TooManyWaiters);
-            }
-            waiters.push_back(give);
-        }
-        Ok(place)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        loop {
-            let waiter = self.0.waiters.borrow_mut().pop_front();
-            let Some(waiter) = waiter else { break };
-            if waiter.is_closed() {
-                continue;
-            }
-            // A waiter that leaves now drops the place it was given, which then goes to the next one.
-            drop(waiter.send(Self(Rc::clone(&self.0))));
-            return;
-        }
-        self.0.free.set(self.0.free.get() + 1);
-    }
 }
