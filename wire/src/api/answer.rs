@@ -273,6 +273,14 @@ mod tests {
     }
 
     #[test]
+    fn a_buffer_can_own_the_bytes_of_an_http_body() {
+        fn owner<T: AsRef<[u8]> + Send + 'static>(owner: T) -> T {
+            owner
+        }
+        assert_eq!(owner(unwrapped(&dek())).as_ref().len(), 54);
+    }
+
+    #[test]
     fn a_full_buffer_moves_whole() {
         let mut out = SecretBuf::with_capacity(3);
         for piece in ["abc", "", "d", "e\"", "fghijklmnopqrstuvwxyz"] {

@@ -371,7 +371,7 @@ fn bytes_that_are_not_utf8_are_refused() {
 #[test]
 fn deep_nesting_is_refused_without_recursion() {
     for (open, close) in [("[", "]"), (r#"{"x":"#, "}")] {
-        for depth in [NESTING_MAX, 10_000, 1_000_000] {
+        for depth in [NESTING_MAX, 10_000, 200_000] {
             let deep = format!("{}1{}", open.repeat(depth), close.repeat(depth));
             assert_eq!(
                 refused!(wrap, wrap_with(&format!(r#","x":{deep}"#))),
@@ -395,7 +395,7 @@ fn a_body_of_nothing_but_values_is_refused_before_it_is_parsed() {
     let many = wrap_with(&format!(r#","x":[0{}]"#, ",0".repeat(VALUES_MAX)));
     assert_eq!(
         refused!(wrap, many),
-        "more than 2097152 values; send several smaller requests"
+        "more than 1048576 values; send several smaller requests"
     );
     let most = wrap_with(&format!(r#","x":[0{}]"#, ",0".repeat(VALUES_MAX / 2)));
     parse!(wrap, most, |result| assert!(result.is_ok()));
