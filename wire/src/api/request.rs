@@ -23,9 +23,9 @@ use crate::TenantId;
 pub const NESTING_MAX: usize = 128;
 
 /// How many values a body may hold, roughly: what is counted is commas, colons and opening brackets, those inside
-/// strings too. Each takes up to 56 bytes of the parser's memory while it parses, so this bounds it to 64 MiB for any
-/// valid body, and leaves room for a million ids in a batch. (A large body of invalid JSON can reach 100 MiB, and
-/// reserve more without touching it, before it is found out.)
+/// strings too. Each takes up to 64 bytes of the parser's memory while it parses, besides two copies of the body, so
+/// this bounds that to 64 MiB and leaves room for a million ids in a batch. (16 MiB of invalid JSON can take 100 MiB,
+/// and reserve as much again without touching it, before it is found out.)
 pub const VALUES_MAX: usize = 1 << 20;
 
 /// Longest name of a security event, in bytes. The longest that a published SDK defines has 32.
