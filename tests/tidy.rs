@@ -3,6 +3,8 @@
 //! A failure here is a design decision waiting to be made. If the new shape is meant, change the constant in the same
 //! commit and say why.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "tests panic to fail")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},

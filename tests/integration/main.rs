@@ -1,1 +1,26 @@
-fn main() {}
+//! Whole proxies on loopback: started as an operator starts them, spoken to as clients speak, on both I/O back ends.
+//!
+//! Nothing here looks inside the process. What it needs besides this machine (stand-ins for AWS, the published SDKs),
+//! `./x setup` installs; without it the tests that need it fail and say so.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests panic to fail, run threads of their own and wait for real processes; nothing here runs on a shard"
+)]
+
+mod aws;
+mod dev;
+mod events;
+mod hostile;
+mod http;
+mod metrics;
+mod operations;
+mod process;
+mod requests;
+mod sdk;
+mod support;

@@ -1,0 +1,69 @@
+//! The first minute: `tsp dev` prints a curl line, and the line works as printed.
+
+use std::process::Command;
+
+use base64::Engine as _;
+use serde_json::json;
+
+use crate::support::{
+    metadata, on_both,
+    proxy::{Io, Setup},
+    request, text,
+};
+
+on_both! {
+    fn the_printed_curl_line_works_as_it_is(io) {
+        let proxy = Setup::dev(io).start();
+        let line = proxy.log.wait("curl line", |line| line.trim_start().starts_with("curl ").then(|| line.to_owned()));
+        let output = Command::new("bash").arg("-c").arg(&line).output().expect("bash runs");
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|why| panic!("{why}: {output:?} of {line}"));
+        assert_eq!(crate::support::base64(text(&answer, "dek")).len(), 32);
+        assert!(!text(&answer, "edek").is_empty());
+    }
+
+    fn its_four_tenants_show_each_state(io) {
+        let proxy = Setup::dev(io).start();
+        let wrapped = proxy.call("document/wrap", &metadata("tenant-a")).ok();
+        let edek = text(&wrapped, "edek");
+        let rekey = json!({ "encryptedDocumentKey": edek, "newTenantId": "tenant-b" });
+        let moved = proxy.call("document/rekey", &request("tenant-a", rekey)).ok();
+        let moved = json!({ "encryptedDocumentKey": moved["edek"] });
+        assert_eq!(proxy.call("document/unwrap", &request("tenant-b", moved.clone())).ok()["dek"], wrapped["dek"]);
+        proxy.call("document/unwrap", &request("tenant-a", moved)).refused(422, 202);
+        proxy.call("document/wrap", &metadata("tenant-no-primary")).refused(422, 200);
+        let disabled = proxy.call("document/unwrap", &request("tenant-disabled", json!({ "encryptedDocumentKey": edek })));
+        disabled.refused(422, 202);
+    }
+
+    fn keys_survive_a_restart_with_a_state_file(io) {
+        let folder = tempfile::TempDir::new().expect("a temporary folder can be made");
+        let state = folder.path().join("state");
+        let start = || Setup::dev(io).argument("--state").argument(state.to_str().expect("temporary paths are UTF-8")).start();
+        let first = start();
+        let wrapped = first.call("document/wrap", &metadata("tenant-a")).ok();
+        drop(first);
+        let again = json!({ "encryptedDocumentKey": wrapped["edek"] });
+        assert_eq!(start().call("document/unwrap", &request("tenant-a", again)).ok()["dek"], wrapped["dek"]);
+    }
+}
+
+#[test]
+fn it_makes_a_key_of_the_form_that_every_sdk_takes() {
+    let proxy = Setup::bare()
+        .argument("dev")
+        .env("TSP_HTTP_BIND_ADDRESS", "127.0.0.1:0")
+        .env("TSP_HEALTH_BIND_ADDRESS", "127.0.0.1:0")
+        .env("TSP_EVENT_BIND_ADDRESS", "127.0.0.1:0")
+        .start();
+    let key = proxy.log.wait("API key", |line| {
+        line.split(|c: char| !(c.is_ascii_alphanumeric() || "+/=".contains(c)))
+            .find(|word| {
+                word.len() == 16
+                    && crate::support::STANDARD
+                        .decode(word)
+                        .is_ok_and(|bytes| bytes.len() == 12)
+            })
+            .map(str::to_owned)
+    });
+    assert_eq!(key.len(), 16);
+}
