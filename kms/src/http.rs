@@ -178,8 +178,9 @@ impl fmt::Debug for HttpRequest {
 
 /// What came back.
 ///
-/// The caller bounds it before it gets here: 16 KiB of headers and 64 KiB of body are far above any real answer. The body of an
-/// unwrap holds the DEK in base64; nothing here copies it, and the caller wipes it when the answer has been read.
+/// The caller bounds it before it gets here: 16 KiB of headers and 64 KiB of body are far above any real answer. The
+/// body of an unwrap holds the DEK in base64; nothing here copies it, and the caller wipes it when the answer has been
+/// read.
 #[derive(Clone, Copy)]
 pub struct HttpAnswer<'a> {
     /// The HTTP status.

@@ -44,8 +44,8 @@ impl Clock {
     /// queues are no better than that.
     const TOLERANCE_S: i64 = 60;
 
-    /// The largest offset that is believed, in seconds. A clock that is off by more than a day has other trouble first, and a
-    /// server that lies must not get signatures for times to come.
+    /// The largest offset that is believed, in seconds. A clock that is off by more than a day has other trouble first,
+    /// and a server that lies must not get signatures for times to come.
     const OFFSET_MAX_S: i64 = 86_400;
 
     /// For how many seconds after a repair a failure may stem from a request made before it: longer than any attempt
@@ -93,4 +93,92 @@ pub(crate) fn unix_seconds(time: SystemTime) -> i64 {
     i64::try_from(since.as_secs())
         .unwrap_or(UNIX_SECONDS_MAX)
         .min(UNIX_SECONDS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{KmsErrorKind, KmsKind, KmsOperation, text::Clean};
+
+    fn at(unix_s: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(unix_s)
+    }
+
+    fn skewed(server_s: u64) -> KmsError {
+        let (kind, operation) = (KmsErrorKind::Authorization, KmsOperation::Wrap);
+        KmsError::new(kind, KmsKind::Aws, operation, Clean::ours("too late")).with_retry(
+            Retry::AfterClockRepair {
+                server_time: at(server_s),
+            },
+        )
+    }
+
+    const NOON: u64 = 1_768_478_400;
+
+    #[test]
+    fn a_repaired_clock_says_the_servers_time() {
+        for server_s in [NOON + 361, NOON - 361] {
+            let mut session = Session::default();
+            assert_eq!(session.clock.correct(at(NOON)), NOON as i64);
+            assert!(session.repair(&skewed(server_s)));
+            assert_eq!(session.clock.correct(at(NOON)), server_s as i64);
+        }
+    }
+
+    #[test]
+    fn requests_that_were_in_flight_together_may_all_try_again() {
+        let mut session = Session::default();
+        session.clock.correct(at(NOON));
+        assert!(session.repair(&skewed(NOON + 600)));
+        assert!(session.repair(&skewed(NOON + 601)));
+        assert!(session.repair(&skewed(NOON + 610)));
+        // Later it is not the clock any more.
+        session.clock.correct(at(NOON + 100));
+        assert!(!session.repair(&skewed(NOON + 700)));
+    }
+
+    #[test]
+    fn a_small_difference_is_left_alone() {
+        for server_s in [NOON - 60, NOON, NOON + 60] {
+            let mut session = Session::default();
+            session.clock.correct(at(NOON));
+            assert!(!session.repair(&skewed(server_s)));
+            assert_eq!(session.clock.correct(at(NOON)), NOON as i64);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_right_is_followed() {
+        let mut session = Session::default();
+        session.clock.correct(at(NOON));
+        assert!(session.repair(&skewed(NOON + 600)));
+        // Ten minutes later by our clock, an hour by the server's: somebody moved ours.
+        session.clock.correct(at(NOON + 3600));
+        assert!(session.repair(&skewed(NOON + 3601)));
+        assert_eq!(session.clock.correct(at(NOON + 3602)), NOON as i64 + 3602);
+    }
+
+    #[test]
+    fn a_server_that_is_off_by_more_than_a_day_is_not_believed() {
+        for server_s in [0, NOON - 86_401, NOON + 86_401, 1 << 40] {
+            let mut session = Session::default();
+            session.clock.correct(at(NOON));
+            assert!(!session.repair(&skewed(server_s)));
+            assert_eq!(session.clock.correct(at(NOON)), NOON as i64);
+        }
+    }
+
+    #[test]
+    fn nothing_is_repaired_before_a_request_or_by_another_error() {
+        let mut session = Session::default();
+        assert!(!session.repair(&skewed(NOON)));
+        session.clock.correct(at(NOON));
+        for retry in [
+            Retry::No,
+            Retry::Transient,
+            Retry::Throttled { after: None },
+        ] {
+            assert!(!session.repair(&skewed(NOON + 600).with_retry(retry)));
+        }
+    }
 }

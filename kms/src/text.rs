@@ -174,3 +174,132 @@ fn is_invisible(char: char) -> bool {
                 | '\u{e0000}'..='\u{e0fff}'
         )
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sentence(text: &str) -> String {
+        Clean::sentence(text).as_str().to_owned()
+    }
+
+    #[test]
+    fn ordinary_sentences_stay_as_they_are() {
+        let sentences = [
+            "Alias arn:aws:kms:us-east-1:111122223333:alias/none is not found.",
+            "User: arn:aws:iam::111122223333:user/u is not authorized to perform: kms:Encrypt",
+            "Signature expired: 20260115T101530Z is now earlier than 20260115T104500Z (20260115T105000Z - 5 min.)",
+            "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.",
+            "Schlüssel „köln“ → gesperrt 🔒",
+            "",
+        ];
+        for text in sentences {
+            assert_eq!(sentence(text), text);
+        }
+    }
+
+    #[test]
+    fn what_could_be_a_secret_is_cut_out() {
+        let cases = [
+            (
+                "key AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8= ok",
+                "key [cut] ok",
+            ),
+            ("key=000102030405060708090a0b0c0d0e0f;", "[cut];"),
+            ("0123456789abcdef01234567", "[cut]"),
+            ("0123456789abcdef0123456", "0123456789abcdef0123456"),
+            (
+                "token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln!",
+                "token [cut]!",
+            ),
+            (
+                "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab is disabled.",
+                "arn:aws:kms:us-east-1:111122223333:[cut] is disabled.",
+            ),
+            (
+                "escaped AAEC%2BwQF%2FgcI%2BQoL%2FA0O%2BxAR twice",
+                "escaped [cut] twice",
+            ),
+            (
+                "broken AAECAwQFBgcICQoL\r\nDA0ODxAREhMU\r\nFRYX off",
+                "broken [cut] off",
+            ),
+            (
+                "zero AAECAwQFBgc\u{200b}ICQoLDA0ODxAREhM width",
+                "zero [cut] width",
+            ),
+            ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "[cut]"),
+            (
+                "two AAECAwQFBgcICQoLDA0ODxAREhM,AAECAwQFBgcICQoLDA0ODxAREhM",
+                "two [cut],[cut]",
+            ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(sentence(text), expected);
+        }
+    }
+
+    #[test]
+    fn a_sentence_is_one_line_of_printable_text() {
+        assert_eq!(
+            sentence(" a\r\n\tb\u{0}\u{1b}[31mc \u{2028} d\u{202e} e  f \n"),
+            "a b [31mc d e f"
+        );
+        assert_eq!(sentence("\r\n\u{feff} "), "");
+    }
+
+    #[test]
+    fn a_long_sentence_ends_at_200_characters_and_not_inside_a_secret() {
+        assert_eq!(sentence(&"ä ".repeat(300)), "ä ".repeat(100).trim_end());
+        let text = format!("{}{}", "x ".repeat(95), "A".repeat(50_000));
+        assert_eq!(sentence(&text), format!("{}[cut]", "x ".repeat(95)));
+        let text = format!("{}{}", "x ".repeat(98), "A".repeat(24));
+        assert_eq!(sentence(&text), format!("{}[cut", "x ".repeat(98)));
+    }
+
+    #[test]
+    fn request_ids_and_codes_keep_their_known_forms() {
+        let id = |text| Clean::request_id(text).as_str().to_owned();
+        assert_eq!(
+            id("0a1b2c3d-0000-4000-8000-0123456789AB"),
+            "0a1b2c3d-0000-4000-8000-0123456789AB"
+        );
+        assert_eq!(id("r-1"), "r-1");
+        assert_eq!(id("0a1b2c3d00004000800000123456789AB"), "[cut]");
+        let code = |text| Clean::code(text).as_str().to_owned();
+        let long = "CloudHsmClusterInvalidConfigurationException";
+        assert_eq!(code(long), long);
+        assert_eq!(code("0123456789abcdef01234567Exception"), "[cut]");
+        assert_eq!(code("Brand New\n"), "Brand New");
+    }
+
+    proptest! {
+        #[test]
+        fn no_secret_survives(
+            secret in prop_oneof![
+                "[A-Za-z0-9+/]{23,120}={0,2}".prop_filter("long enough", |secret| secret.len() >= 24),
+                "[A-Za-z0-9_-]{24,120}",
+                "[0-9a-f]{24,128}",
+                "[A-Za-z0-9_-]{8,40}\\.[A-Za-z0-9_-]{8,40}\\.[A-Za-z0-9_-]{8,40}",
+            ],
+            before in "(.|\\PC){0,220}",
+            after in "(.|\\PC){0,60}",
+        ) {
+            for clean in [
+                Clean::sentence(&format!("{before}{secret}{after}")),
+                Clean::request_id(&format!("{before}{secret}{after}")),
+            ] {
+                let clean = clean.as_str();
+                prop_assert!(clean.chars().count() <= SENTENCE_CHARS_MAX);
+                prop_assert!(!clean.contains(|char: char| char.is_control()));
+                // Not even a piece of it, unless the piece stood in the text around it.
+                for piece in secret.as_bytes().windows(9) {
+                    let piece = std::str::from_utf8(piece).unwrap();
+                    prop_assert!(!clean.contains(piece) || before.contains(piece) || after.contains(piece));
+                }
+            }
+        }
+    }
+}

@@ -367,8 +367,9 @@ impl<'a> Said<'a> {
         })
     }
 
-    /// The XML of AWS's query protocol, which STS speaks and which front ends and emulators may use for refused signatures:
-    /// `ErrorResponse/Error/{Code, Message}` and `ErrorResponse/RequestId`. Anything else, HTML above all, counts as nothing.
+    /// The XML of AWS's query protocol, which STS speaks and which front ends and emulators may use for refused
+    /// signatures: `ErrorResponse/Error/{Code, Message}` and `ErrorResponse/RequestId`. Anything else, HTML above all,
+    /// counts as nothing.
     fn from_xml(body: &'a [u8]) -> Option<Self> {
         const DEPTH_MAX: usize = 16;
 

@@ -3,7 +3,10 @@ use serde_json::Value;
 
 use super::*;
 
-fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+/// Headers: names and values.
+type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+fn headers(pairs: Pairs<'_>) -> HeaderMap {
     pairs
         .iter()
         .map(|(name, value)| {
@@ -15,7 +18,7 @@ fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
         .collect()
 }
 
-fn refused(operation: KmsOperation, status: u16, pairs: &[(&str, &str)], body: &str) -> KmsError {
+fn refused(operation: KmsOperation, status: u16, pairs: Pairs<'_>, body: &str) -> KmsError {
     let headers = headers(pairs);
     let answer = HttpAnswer {
         status,
@@ -336,7 +339,7 @@ fn a_code_is_found_wherever_it_stands() {
         "x-amzn-errortype",
         "DisabledException:http://internal.amazon.com/x#y",
     );
-    let cases: &[(&[(&str, &str)], &str, &str)] = &[
+    let cases: &[(Pairs<'_>, &str, &str)] = &[
         (
             &[],
             r#"{"__type":"DisabledException"}"#,
@@ -476,7 +479,7 @@ fn a_refused_time_asks_for_a_repair_and_a_refused_secret_does_not() {
 #[test]
 fn the_servers_wish_for_a_pause_is_passed_on() {
     let date = ("date", "Thu, 15 Jan 2026 10:50:00 GMT");
-    let cases: &[(&[(&str, &str)], Option<Duration>)] = &[
+    let cases: &[(Pairs<'_>, Option<Duration>)] = &[
         (&[], None),
         (
             &[("x-amz-retry-after", "1500")],

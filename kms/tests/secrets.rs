@@ -1,0 +1,219 @@
+//! No secret leaves by a side door: not by `Debug`, and not by an error, whatever the KMS echoes.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::{
+    fmt::Debug,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use http::{HeaderMap, HeaderValue};
+use proptest::prelude::*;
+use tsp_kms::{AwsKms, HttpAnswer, HttpRequest, Kms, KmsKind, KmsOperation, Retry, Session};
+use tsp_wire::{
+    Dek, Secret,
+    snapshot::{KmsConfigDoc, KmsKeyDoc},
+};
+
+const SECRET: &str = "CANARYsecretCANARYsecretCANARYsecretCANA";
+const TOKEN: &str = "CANARYtoken/CANARYtoken+CANARYtoken=";
+const DEK: [u8; 32] = *b"CANARYdekCANARYdekCANARYdekCANAR";
+
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_768_472_130)
+}
+
+fn doc(key: KmsKeyDoc) -> KmsConfigDoc {
+    KmsConfigDoc {
+        id: 1,
+        leasing_allowed: true,
+        key,
+        endpoint: None,
+        allow_insecure: false,
+        ca_pem: None,
+    }
+}
+
+fn aws_doc() -> KmsConfigDoc {
+    doc(KmsKeyDoc::Aws {
+        key_id: "alias/tsp".to_owned(),
+        region: "eu-west-1".to_owned(),
+        access_key_id: "ASIAIOSFODNN7EXAMPLE".to_owned(),
+        secret_access_key: Secret::new(SECRET.to_owned()),
+        session_token: Some(Secret::new(TOKEN.to_owned())),
+    })
+}
+
+fn aws() -> AwsKms {
+    let Ok(Kms::Aws(aws)) = Kms::from_doc(&aws_doc()) else {
+        unreachable!("the document is sound")
+    };
+    *aws
+}
+
+fn wrap(aws: &AwsKms, session: &mut Session) -> HttpRequest {
+    aws.wrap_request(&Dek::fill_with(|dek| *dek = DEK), session, now())
+}
+
+/// Every spelling in which a planted secret could show up.
+fn spellings() -> Vec<String> {
+    [SECRET.as_bytes(), TOKEN.as_bytes(), &DEK]
+        .into_iter()
+        .flat_map(|secret| {
+            // The first bytes are enough to know it by, in whatever it is cut to.
+            let start: &[u8; 12] = secret.first_chunk().unwrap();
+            let text = String::from_utf8(start.to_vec()).unwrap();
+            let hex = start
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>();
+            let list = format!("{start:?}").trim_matches(['[', ']']).to_owned();
+            [text, hex.to_uppercase(), hex, list]
+        })
+        .chain(["Q0FOQVJZZGVrQ0FO".to_owned()])
+        .collect()
+}
+
+fn assert_silent(value: &impl Debug) {
+    for text in [format!("{value:?}"), format!("{value:#?}")] {
+        for spelling in spellings() {
+            assert!(!text.contains(&spelling), "{spelling} in {text}");
+        }
+    }
+}
+
+#[test]
+fn nothing_prints_a_secret() {
+    let local = Kms::from_doc(&doc(KmsKeyDoc::Local {
+        key: Secret::new(DEK),
+    }))
+    .unwrap();
+    assert_silent(&local);
+    let kms = Kms::from_doc(&aws_doc()).unwrap();
+    assert_silent(&kms);
+    let Kms::Aws(aws) = kms else {
+        unreachable!("the document is of AWS")
+    };
+    let mut session = Session::default();
+    let request = wrap(&aws, &mut session);
+    // The canary is there to be seen: in the header and in the body.
+    assert_eq!(request.headers["x-amz-security-token"], TOKEN);
+    assert!(String::from_utf8_lossy(&request.body).contains("Q0FOQVJZZGVrQ0FO"));
+    assert_silent(&request);
+    assert_silent(&session);
+    let headers = HeaderMap::new();
+    assert_silent(&HttpAnswer {
+        status: 200,
+        headers: &headers,
+        body: &request.body,
+    });
+}
+
+#[test]
+fn a_refused_configuration_does_not_repeat_a_secret() {
+    let wrong: [fn(&mut KmsConfigDoc); 6] = [
+        |doc| doc.endpoint = Some(format!("https://user:{SECRET}@kms.internal")),
+        |doc| doc.ca_pem = Some(SECRET.to_owned()),
+        |doc| set_key(doc, |key_id, _, _| *key_id = format!("arn:{SECRET}")),
+        |doc| set_key(doc, |_, region, _| *region = SECRET.to_owned()),
+        |doc| {
+            set_key(doc, |_, _, access_key_id| {
+                *access_key_id = format!("{SECRET}/")
+            })
+        },
+        |doc| {
+            set_key(doc, |key_id, _, _| {
+                *key_id = format!("arn:aws-cn:kms:cn-north-1:111122223333:key/{SECRET}");
+            });
+        },
+    ];
+    for spoil in wrong {
+        let mut doc = aws_doc();
+        spoil(&mut doc);
+        let error = Kms::from_doc(&doc).unwrap_err();
+        assert_silent(&error);
+        assert_silent(&error.to_string());
+    }
+}
+
+fn set_key(doc: &mut KmsConfigDoc, set: impl FnOnce(&mut String, &mut String, &mut String)) {
+    if let KmsKeyDoc::Aws {
+        key_id,
+        region,
+        access_key_id,
+        ..
+    } = &mut doc.key
+    {
+        set(key_id, region, access_key_id);
+    }
+}
+
+#[test]
+fn an_unreachable_kms_is_named_without_what_was_sent() {
+    use KmsOperation::Wrap;
+    let why = format!("TLS said {SECRET}\n and {TOKEN}");
+    let error = tsp_kms::KmsError::unreachable(KmsKind::Aws, Wrap, Retry::Transient, why);
+    assert_silent(&error);
+    assert_eq!(
+        error.to_string(),
+        "AWS KMS could not wrap the key: TLS said [cut] and [cut]."
+    );
+}
+
+/// Where a KMS may echo something: header or body, in each kind of body.
+fn echoes(canary: &str) -> Vec<(HeaderMap, String)> {
+    let bodies = [
+        format!(r#"{{"__type":"{canary}","message":"m"}}"#),
+        format!(r#"{{"__type":"ns#{canary}:{canary}","message":"m"}}"#),
+        format!(r#"{{"code":"{canary}"}}"#),
+        format!(r#"{{"__type":"ValidationException","message":"Value '{canary}' failed"}}"#),
+        format!(r#"{{"__type":"ValidationException","Message":"{canary}"}}"#),
+        format!(r#"{{"Plaintext":"{canary}","CiphertextBlob":7}}"#),
+        format!(
+            "<ErrorResponse><Error><Code>{canary}</Code><Message>of {canary}.</Message></Error>\
+                 <RequestId>{canary}</RequestId></ErrorResponse>"
+        ),
+        format!("<html>{canary}</html>"),
+        canary.to_owned(),
+    ];
+    let value = HeaderValue::from_str(canary).unwrap();
+    bodies
+        .into_iter()
+        .map(|body| {
+            let mut headers = HeaderMap::new();
+            for name in [
+                "x-amzn-requestid",
+                "x-amzn-errortype",
+                "date",
+                "retry-after",
+            ] {
+                headers.insert(name, value.clone());
+            }
+            (headers, body)
+        })
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn what_a_kms_echoes_does_not_come_out(
+        canary in prop_oneof![
+            "[A-Za-z0-9+/]{30,200}[0-9]==?",
+            "[A-Za-z0-9_-]{30,200}[0-9]",
+            "[0-9a-f]{32,128}[0-9]",
+        ],
+        status in prop_oneof![Just(200_u16), Just(400), Just(403), Just(503), 0..700_u16],
+    ) {
+        let aws = aws();
+        for (headers, body) in echoes(&canary) {
+            let answer = HttpAnswer { status, headers: &headers, body: body.as_bytes() };
+            for error in [aws.read_wrap(&answer).err(), aws.read_unwrap(&answer).err()].into_iter().flatten() {
+                for text in [error.to_string(), format!("{error:?}")] {
+                    for piece in canary.as_bytes().windows(12) {
+                        let piece = std::str::from_utf8(piece).unwrap();
+                        prop_assert!(!text.contains(piece), "{} in {}", piece, text);
+                    }
+                }
+            }
+        }
+    }
+}
