@@ -9,8 +9,8 @@ use std::borrow::Cow;
 /// Longest sentence that is passed on, in characters: enough to tell the reason, short enough for any log line.
 const SENTENCE_CHARS_MAX: usize = 200;
 
-/// Longest request id that is passed on, in characters: the known forms have 36 to 52.
-const REQUEST_ID_CHARS_MAX: usize = 64;
+/// Longest request id that is passed on, in characters: a UUID has 36.
+const REQUEST_ID_CHARS_MAX: usize = 36;
 
 /// Longest code that is passed on, in characters: the longest known ones have 45.
 const CODE_CHARS_MAX: usize = 64;
@@ -36,13 +36,10 @@ impl Clean {
         Self(Cow::Owned(clean(text, SENTENCE_CHARS_MAX)))
     }
 
-    /// Cleans a request id. A UUID stays as it is.
-    pub(crate) fn request_id(id: &str) -> Self {
-        Self(Cow::Owned(if is_uuid(id) {
-            id.to_owned()
-        } else {
-            clean(id, REQUEST_ID_CHARS_MAX)
-        }))
+    /// Takes a request id that is a UUID, or too short and plain to be anything else; others are worth nothing mangled.
+    pub(crate) fn request_id(id: &str) -> Option<Self> {
+        let sound = is_uuid(id) || (!id.is_empty() && clean(id, REQUEST_ID_CHARS_MAX) == id);
+        sound.then(|| Self(Cow::Owned(id.to_owned())))
     }
 
     /// Cleans a code that we do not know. One that is spelt as codes are stays as it is, although it is long.
@@ -261,13 +258,21 @@ mod tests {
 
     #[test]
     fn request_ids_and_codes_keep_their_known_forms() {
-        let id = |text| Clean::request_id(text).as_str().to_owned();
+        let id =
+            |text| Clean::request_id(text).map_or("none".to_owned(), |id| id.as_str().to_owned());
         assert_eq!(
             id("0a1b2c3d-0000-4000-8000-0123456789AB"),
             "0a1b2c3d-0000-4000-8000-0123456789AB"
         );
         assert_eq!(id("r-1"), "r-1");
-        assert_eq!(id("0a1b2c3d00004000800000123456789AB"), "[cut]");
+        for other in [
+            "0a1b2c3d00004000800000123456789AB",
+            "",
+            "a\nb",
+            &"r ".repeat(30),
+        ] {
+            assert_eq!(id(other), "none");
+        }
         let code = |text| Clean::code(text).as_str().to_owned();
         let long = "CloudHsmClusterInvalidConfigurationException";
         assert_eq!(code(long), long);
@@ -287,10 +292,8 @@ mod tests {
             before in "(.|\\PC){0,220}",
             after in "(.|\\PC){0,60}",
         ) {
-            for clean in [
-                Clean::sentence(&format!("{before}{secret}{after}")),
-                Clean::request_id(&format!("{before}{secret}{after}")),
-            ] {
+            let text = format!("{before}{secret}{after}");
+            for clean in [Some(Clean::sentence(&text)), Clean::request_id(&text)].iter().flatten() {
                 let clean = clean.as_str();
                 prop_assert!(clean.chars().count() <= SENTENCE_CHARS_MAX);
                 prop_assert!(!clean.contains(|char: char| char.is_control()));

@@ -84,7 +84,7 @@ fn lent(value: &RawValue) -> Option<&str> {
 /// KMS said yes, but what it gave cannot be used.
 fn unusable(operation: KmsOperation, answer: &HttpAnswer<'_>, why: &'static str) -> KmsError {
     KmsError::new(operation.failed(), KIND, operation, Clean::ours(why))
-        .with_request_id(answer.header(REQUEST_ID).map(Clean::request_id))
+        .with_request_id(answer.header(REQUEST_ID).and_then(Clean::request_id))
 }
 
 const REQUEST_ID: &str = "x-amzn-requestid";
@@ -113,7 +113,7 @@ fn refusal(operation: KmsOperation, answer: &HttpAnswer<'_>) -> KmsError {
     let request_id = answer.header(REQUEST_ID).or(said.request_id.as_deref());
     KmsError::new(class.kind(operation), KIND, operation, sentence)
         .with_code(code)
-        .with_request_id(request_id.map(Clean::request_id).and_then(Clean::non_empty))
+        .with_request_id(request_id.and_then(Clean::request_id))
         .with_retry(class.retry(answer))
 }
 
@@ -368,10 +368,11 @@ impl<'a> Said<'a> {
     }
 
     /// The XML of AWS's query protocol, which STS speaks and which front ends and emulators may use for refused
-    /// signatures: `ErrorResponse/Error/{Code, Message}` and `ErrorResponse/RequestId`. Anything else, HTML above all,
+    /// signatures: a `Code` and a `Message` in an `Error`, wrapped in one of several ways. Anything else, HTML above all,
     /// counts as nothing.
     fn from_xml(body: &'a [u8]) -> Option<Self> {
         const DEPTH_MAX: usize = 16;
+        const ROOTS: [&str; 3] = ["ErrorResponse", "Response", "Error"];
 
         let mut reader = Reader::from_str(std::str::from_utf8(body).ok()?);
         let mut path: Vec<String> = Vec::new();
@@ -381,9 +382,8 @@ impl<'a> Said<'a> {
             match reader.read_event().ok()? {
                 Event::Start(tag) => {
                     path.push(tag.local_name().as_ref().to_owned());
-                    if path.len() > DEPTH_MAX
-                        || path.first().is_some_and(|root| root != "ErrorResponse")
-                    {
+                    let root = path.first().map_or("", String::as_str);
+                    if path.len() > DEPTH_MAX || !ROOTS.contains(&root) {
                         return None;
                     }
                 }
@@ -407,15 +407,12 @@ impl<'a> Said<'a> {
                 Event::Eof => return path.is_empty().then_some(said),
             }
             if let Some(text) = text {
-                let place = match path
-                    .iter()
-                    .map(String::as_str)
-                    .collect::<Vec<_>>()
-                    .as_slice()
-                {
-                    [_, "Error", "Code"] => &mut said.code,
-                    [_, "Error", "Message"] => &mut said.message,
-                    [_, "RequestId"] => &mut said.request_id,
+                let place = match path.as_slice() {
+                    [.., parent, name] if parent == "Error" && name == "Code" => &mut said.code,
+                    [.., parent, name] if parent == "Error" && name == "Message" => {
+                        &mut said.message
+                    }
+                    [.., name] if name.eq_ignore_ascii_case("RequestId") => &mut said.request_id,
                     _ => continue,
                 };
                 place.get_or_insert_default().to_mut().push_str(&text);

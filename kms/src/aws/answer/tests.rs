@@ -412,6 +412,31 @@ fn xml_errors_of_front_ends_are_read() {
 }
 
 #[test]
+fn an_xml_error_is_found_in_each_of_its_wrappings() {
+    let error = "<Error><Code>InvalidClientTokenId</Code><Message>m</Message></Error>";
+    let bodies = [
+        error.to_owned(),
+        format!("<ErrorResponse>{error}<RequestId>r</RequestId></ErrorResponse>"),
+        // moto
+        format!("<?xml version=\"1.0\"?>\n<ErrorResponse><Errors>{error}</Errors></ErrorResponse>"),
+        format!("<Response><Errors>{error}</Errors><RequestID>r</RequestID></Response>"),
+    ];
+    for body in bodies {
+        let error = refused(
+            KmsOperation::Wrap,
+            403,
+            &[("content-type", "text/html")],
+            &body,
+        );
+        assert_eq!(
+            (error.kind(), error.sentence()),
+            (KmsErrorKind::Authorization, "m"),
+            "{body}"
+        );
+    }
+}
+
+#[test]
 fn xml_that_is_no_error_of_aws_counts_as_nothing() {
     let deep = format!("<ErrorResponse>{}", "<a>".repeat(1000));
     let bodies = [
