@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Both far ends of the proxy: the applications that ask it, as a load generator.
+//!
+//! `loadgen run` puts load on a proxy that runs already, `loadgen compare` starts proxies of its own and compares them. Costs
+//! are measured as CPU time of the server process per request, because that is nearly the same on a busy and on an idle
+//! machine, and as ratios of figures from one run.
+//!
+//! To read: [`scenario`] (what is asked), [`generator`] (how), [`cpu`] (what it costs), [`compare`], [`report`].
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod compare;
+pub mod cpu;
+pub mod generator;
+pub mod report;
+pub mod scenario;

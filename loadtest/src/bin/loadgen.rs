@@ -1,0 +1,323 @@
+//! `loadgen`: load on the proxy, and what it costs.
+#![forbid(unsafe_code)]
+
+use std::{
+    env, fs,
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use tsp_loadtest::{
+    client::Target,
+    compare::{self, Comparison, Variant},
+    generator::{self, Generator, Length, Phase},
+    report::Setup,
+    scenario::Scenario,
+};
+
+/// Puts load on a Tenant Security Proxy and says what it costs.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Puts load on a proxy that runs already. Its API key is taken from the environment variable API_KEY.
+    Run(Run),
+    /// Starts proxies (`tsp dev`), one after another, and compares what a request costs them.
+    Compare(Compare),
+}
+
+#[derive(Debug, Args)]
+struct Load {
+    /// What to ask.
+    scenario: Scenario,
+    /// Connections, over all of the generator's threads.
+    #[arg(long, default_value_t = 64)]
+    connections: usize,
+    /// Tenants, comma-separated; they take turns.
+    #[arg(long, value_delimiter = ',', default_value = "tenant-a,tenant-b")]
+    tenants: Vec<String>,
+    /// Requests before the measurement, not counted.
+    #[arg(long, default_value_t = 5_000)]
+    warm_up: u64,
+    /// Writes everything that was measured to this file, as JSON.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    load: Load,
+    /// HOST:PORT of the proxy.
+    #[arg(long, default_value = "127.0.0.1:7777")]
+    target: String,
+    /// Ends after so many requests.
+    #[arg(long, default_value_t = 100_000, conflicts_with = "seconds")]
+    requests: u64,
+    /// Ends after so many seconds.
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Open loop: requests per second, at their times whether or not the last were answered. Latency counts from those
+    /// times. Without it every connection waits for its answer.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// CPUs for the generator, one thread each, such as 1 or 2-3. One thread on any CPU if not given.
+    #[arg(long)]
+    cores: Option<String>,
+    /// Measures the CPU time of this process, the proxy's.
+    #[arg(long)]
+    server_pid: Option<u32>,
+    /// Allows a target that is not on loopback; the same host again, so that it is no slip of the finger.
+    #[arg(long)]
+    allow_host: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Compare {
+    #[command(flatten)]
+    load: Load,
+    /// The `tsp` binary, of a release build.
+    #[arg(long, default_value = "target/release/tsp")]
+    server: PathBuf,
+    /// A variant as `NAME: VARIABLE=VALUE …`: environment for the server; SERVER=PATH is another binary. Give it twice
+    /// or more; the first is the measure. Without it the two I/O back ends are compared.
+    #[arg(long)]
+    vary: Vec<String>,
+    /// Numbers of shards, comma-separated.
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    shards: Vec<usize>,
+    /// Requests per server and round.
+    #[arg(long, default_value_t = 100_000)]
+    requests: u64,
+    /// How often each server is measured.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
+/// Exit code for a wrong command line (`EX_USAGE` of sysexits).
+const EXIT_USAGE: u8 = 64;
+
+/// Most connections: one process cannot have more to one address and port.
+const CONNECTIONS_MAX: usize = 28_000;
+
+#[derive(Debug)]
+enum Error {
+    Usage(String),
+    Failed(String),
+}
+
+impl From<io::Error> for Error {
+    fn from(why: io::Error) -> Self {
+        Self::Failed(why.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(why) => {
+            drop(why.print());
+            return ExitCode::from(if why.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    // Every connection takes a descriptor; a soft limit of 1024 is common.
+    drop(tsp_rt::raise_limits());
+    let result = match cli.command {
+        Command::Run(run) => run_load(&run),
+        Command::Compare(compare) => run_comparison(&compare),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Usage(why)) => {
+            complain(&why);
+            ExitCode::from(EXIT_USAGE)
+        }
+        Err(Error::Failed(why)) => {
+            complain(&why);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn complain(why: &str) {
+    // If standard error is gone, nobody is left to tell.
+    drop(writeln!(io::stderr(), "loadgen: {why}"));
+}
+
+fn run_load(run: &Run) -> Result<(), Error> {
+    check(&run.load)?;
+    let lanes = match &run.cores {
+        Some(list) => cpus(list)?.into_iter().map(Some).collect(),
+        None => vec![None],
+    };
+    let length = match run.seconds {
+        Some(seconds) => Length::Time(positive("--seconds", seconds)?),
+        None => Length::Requests(run.requests),
+    };
+    if let Some(rate) = run.rate {
+        // A rate whose period is not a duration is no rate.
+        positive("--rate", rate)?;
+    }
+    let api_key = env::var("API_KEY")
+        .map_err(|_| Error::Usage("the environment has no API_KEY of the proxy".to_owned()))?;
+    let address = address(&run.target, run.allow_host.as_deref())?;
+    let target = Target::new(address, &run.target, &api_key)
+        .ok_or_else(|| Error::Usage("API_KEY could not stand in a header".to_owned()))?;
+
+    let load = &run.load;
+    let calls = generator::prepare(&target, load.scenario, &load.tenants)?
+        .map_err(|why| Error::Failed(format!("the proxy does not work: {why}")))?;
+    let generator = Generator::start(&target, &calls, load.connections, &lanes)?;
+    generator.run(Phase {
+        length: Length::Requests(load.warm_up),
+        rate: None,
+    })?;
+    let phase = Phase {
+        length,
+        rate: run.rate,
+    };
+    let setup = Setup::new(load.scenario, load.connections, lanes.len(), run.rate);
+    let report = compare::run_watched(&generator, phase, run.server_pid, setup)?;
+    write_out(load, &report)?;
+    writeln!(io::stdout(), "{report}")?;
+    match report.failed {
+        0 => Ok(()),
+        failed => Err(Error::Failed(format!("{failed} requests failed"))),
+    }
+}
+
+fn run_comparison(compare: &Compare) -> Result<(), Error> {
+    check(&compare.load)?;
+    let variants = match compare.vary.as_slice() {
+        [] => Variant::back_ends(),
+        texts => texts
+            .iter()
+            .map(|text| Variant::parse(text).map_err(|why| format!("--vary {text:?}: {why}")))
+            .collect::<Result<_, _>>()
+            .map_err(Error::Usage)?,
+    };
+    if compare.rounds == 0 || compare.shards.contains(&0) {
+        return Err(Error::Usage("--rounds and --shards begin at 1".to_owned()));
+    }
+    let load = &compare.load;
+    let comparison = Comparison {
+        server: compare.server.clone(),
+        variants,
+        shards: compare.shards.clone(),
+        scenario: load.scenario,
+        connections: load.connections,
+        requests: compare.requests,
+        warm_up: load.warm_up,
+        rounds: compare.rounds,
+        tenants: load.tenants.clone(),
+        cpus: compare::allowed_cpus()?,
+    };
+    let before = compare::machine();
+    let cells = comparison.run(complain)?;
+    write_out(load, &cells)?;
+    let (scenario, connections, requests) = (load.scenario, load.connections, compare.requests);
+    writeln!(
+        io::stdout(),
+        "{scenario}, {connections} connections, {} rounds of {requests} requests\n\
+         before: {before}\nafter: {}\n\n{}",
+        compare.rounds,
+        compare::machine(),
+        compare::table(&cells)
+    )?;
+    Ok(())
+}
+
+fn check(load: &Load) -> Result<(), Error> {
+    let connections = load.connections;
+    if connections == 0 || connections > CONNECTIONS_MAX {
+        return Err(Error::Usage(format!(
+            "--connections is 1 to {CONNECTIONS_MAX}"
+        )));
+    }
+    if load.tenants.iter().any(String::is_empty) {
+        return Err(Error::Usage("--tenants has an empty name".to_owned()));
+    }
+    Ok(())
+}
+
+fn cpus(list: &str) -> Result<Vec<usize>, Error> {
+    compare::parse_cpus(list).map_err(|why| Error::Usage(format!("--cores: {why}")))
+}
+
+/// A number of seconds, or of events per second, as a duration: more than zero, and finite.
+fn positive(option: &str, number: f64) -> Result<Duration, Error> {
+    match Duration::try_from_secs_f64(number) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err(Error::Usage(format!("{option} is a number above 0"))),
+    }
+}
+
+/// The proxy's address. Load goes to loopback only, unless the host was named twice.
+fn address(target: &str, allowed: Option<&str>) -> Result<SocketAddr, Error> {
+    let split = target
+        .rsplit_once(':')
+        .and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    let (host, port) = split.ok_or_else(|| Error::Usage("--target is HOST:PORT".to_owned()))?;
+    let address = generator::resolve(host, port)?;
+    if !address.ip().is_loopback() && allowed != Some(host) {
+        return Err(Error::Usage(format!(
+            "{host} is not this machine; if it is yours to load, add --allow-host {host}"
+        )));
+    }
+    Ok(address)
+}
+
+fn write_out(load: &Load, figures: &impl Serialize) -> Result<(), Error> {
+    if let Some(path) = &load.out {
+        let json = serde_json::to_vec_pretty(figures).map_err(io::Error::from)?;
+        fs::write(path, json).map_err(|why| Error::Failed(format!("{}: {why}", path.display())))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn load_stays_on_this_machine_unless_the_host_is_named_twice() {
+        assert!(address("127.0.0.1:7777", None).is_ok());
+        assert!(address("[::1]:7777", None).is_ok());
+        assert!(matches!(
+            address("192.0.2.1:7777", None),
+            Err(Error::Usage(_))
+        ));
+        assert!(matches!(
+            address("192.0.2.1:7777", Some("192.0.2.2")),
+            Err(Error::Usage(_))
+        ));
+        assert!(address("192.0.2.1:7777", Some("192.0.2.1")).is_ok());
+        assert!(matches!(address("127.0.0.1", None), Err(Error::Usage(_))));
+    }
+
+    #[test]
+    fn rates_and_times_are_above_zero_and_finite() {
+        assert!(positive("--rate", 0.5).is_ok());
+        for number in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(
+                matches!(positive("--rate", number), Err(Error::Usage(_))),
+                "{number}"
+            );
+        }
+    }
+}

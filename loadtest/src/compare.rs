@@ -1,0 +1,427 @@
+//! Servers side by side: the same load on each, in interleaved rounds, so that what the machine does meanwhile hits all.
+//!
+//! A cell is one variant (environment variables for the server) with one number of shards. Each round measures every cell
+//! once, with a fresh server; every other round goes backwards. Cells are compared within a round, so a drift of the machine
+//! cancels out; the table shows the median of those ratios and their spread.
+
+use std::{
+    fmt::Write as _,
+    fs, io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use crate::{
+    client::Target,
+    cpu::CpuTime,
+    generator::{self, Generator, Length, Phase},
+    report::{Report, Setup, Spread},
+    scenario::Scenario,
+};
+
+/// How long a server may take to its first answer.
+const START_MAX: Duration = Duration::from_secs(20);
+
+/// The API key of the servers that are started here. It is no secret: they listen on loopback and hold nothing.
+const API_KEY: &str = "bG9hZGdlbi1rZXkh";
+
+/// Environment variables for the server under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// Its name in the table.
+    pub name: String,
+    /// Variables and values. `SERVER` names another binary than the common one.
+    pub variables: Vec<(String, String)>,
+}
+
+impl Variant {
+    /// Reads `NAME: VARIABLE=VALUE VARIABLE=VALUE`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (name, rest) = text
+            .split_once(": ")
+            .ok_or("has no `NAME: ` at its start")?;
+        let variables = rest.split_whitespace().map(|pair| {
+            let (variable, value) = pair
+                .split_once('=')
+                .ok_or_else(|| format!("{pair:?} is not VARIABLE=VALUE"))?;
+            Ok((variable.to_owned(), value.to_owned()))
+        });
+        Ok(Self {
+            name: name.to_owned(),
+            variables: variables.collect::<Result<_, String>>()?,
+        })
+    }
+
+    /// The two back ends, epoll first: it is the measure of the other.
+    #[must_use]
+    pub fn back_ends() -> Vec<Self> {
+        let of = |name: &str| Self {
+            name: name.to_owned(),
+            variables: vec![("TSP_IO".to_owned(), name.to_owned())],
+        };
+        vec![of("epoll"), of("uring")]
+    }
+}
+
+/// What to compare, and how.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    /// The `tsp` binary.
+    pub server: PathBuf,
+    /// What is compared; the first is what the others are measured against.
+    pub variants: Vec<Variant>,
+    /// Numbers of shards.
+    pub shards: Vec<usize>,
+    /// The load.
+    pub scenario: Scenario,
+    /// Connections, over all shards.
+    pub connections: usize,
+    /// Requests per cell and round.
+    pub requests: u64,
+    /// Requests before those, not counted.
+    pub warm_up: u64,
+    /// How often every cell is measured.
+    pub rounds: usize,
+    /// Tenants of the server.
+    pub tenants: Vec<String>,
+    /// CPUs to use: shards take the first ones. The generator takes the rest, or all if the shards leave none.
+    pub cpus: Vec<usize>,
+}
+
+/// All figures of one cell, by round.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cell {
+    /// The variant's name.
+    pub variant: String,
+    /// The number of shards.
+    pub shards: usize,
+    /// One report per round.
+    pub reports: Vec<Report>,
+}
+
+impl Cell {
+    fn figures(&self, figure: impl Fn(&Report) -> f64) -> Vec<f64> {
+        self.reports.iter().map(figure).collect()
+    }
+
+    fn cpu_us(&self) -> Vec<f64> {
+        self.figures(|report| {
+            report
+                .server_cpu
+                .as_ref()
+                .map_or(0.0, |cpu| cpu.us_per_request)
+        })
+    }
+}
+
+impl Comparison {
+    /// Does all rounds. `progress` is told what each measurement gave.
+    ///
+    /// # Errors
+    /// If a server does not start, or answers anything wrongly: figures of a faulty server are worth nothing.
+    pub fn run(&self, mut progress: impl FnMut(&str)) -> io::Result<Vec<Cell>> {
+        let shards = self.shards.iter();
+        let mut cells: Vec<_> = shards
+            .flat_map(|shards| self.variants.iter().map(move |variant| (*shards, variant)))
+            .map(|(shards, variant)| {
+                (
+                    variant,
+                    Cell {
+                        variant: variant.name.clone(),
+                        shards,
+                        reports: Vec::new(),
+                    },
+                )
+            })
+            .collect();
+        for round in 0..self.rounds {
+            for (variant, cell) in &mut cells {
+                let report = self.measure(variant, cell.shards)?;
+                let (round, rounds) = (round + 1, self.rounds);
+                let Cell {
+                    variant, shards, ..
+                } = cell;
+                progress(&format!("{round}/{rounds} {shards} × {variant}: {report}"));
+                if let Some(first) = report.first_failure {
+                    return Err(io::Error::other(format!(
+                        "{variant} does not work: {first}"
+                    )));
+                }
+                cell.reports.push(report);
+            }
+            cells.reverse();
+        }
+        if self.rounds % 2 == 1 {
+            cells.reverse();
+        }
+        Ok(cells.into_iter().map(|(_, cell)| cell).collect())
+    }
+
+    fn measure(&self, variant: &Variant, shards: usize) -> io::Result<Report> {
+        let (server_cpus, generator_cpus) = self.split(shards);
+        let [http, health, events] = free_addresses()?;
+        let (other, variables): (Vec<_>, Vec<_>) = variant
+            .variables
+            .iter()
+            .cloned()
+            .partition(|(name, _)| name == "SERVER");
+        let binary = other
+            .last()
+            .map_or(self.server.as_path(), |(_, path)| path.as_ref());
+        let list: Vec<_> = server_cpus.iter().map(usize::to_string).collect();
+        let mut command = Command::new(binary);
+        command
+            .arg("dev")
+            .env("API_KEY", API_KEY)
+            .env("TSP_HTTP_BIND_ADDRESS", http.to_string())
+            .env("TSP_HEALTH_BIND_ADDRESS", health.to_string())
+            .env("TSP_EVENT_BIND_ADDRESS", events.to_string())
+            .env("TSP_SHARDS", shards.to_string())
+            .env("TSP_CORES", list.join(","))
+            // The control plane has nearly nothing to do; beside the generator its wake-ups would disturb that.
+            .env(
+                "TSP_CONTROL_CORE",
+                list.first().cloned().unwrap_or_default(),
+            )
+            .envs(variables)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let server = Server(command.spawn().map_err(|why| {
+            io::Error::new(
+                why.kind(),
+                format!("{} does not start: {why}", binary.display()),
+            )
+        })?);
+        let target = Target::new(http, &http.to_string(), API_KEY).ok_or(io::ErrorKind::Other)?;
+        let not_right = |failure| io::Error::other(format!("{}: {failure}", variant.name));
+        let first = self.tenants.first().ok_or(io::ErrorKind::InvalidInput)?;
+        generator::wait_until_ready(&target, first, START_MAX)?.map_err(not_right)?;
+        let calls =
+            generator::prepare(&target, self.scenario, &self.tenants)?.map_err(not_right)?;
+
+        let lanes: Vec<_> = generator_cpus.iter().copied().map(Some).collect();
+        let generator = Generator::start(&target, &calls, self.connections, &lanes)?;
+        let setup = Setup::new(self.scenario, self.connections, lanes.len(), None);
+        let requests = |count| Phase {
+            length: Length::Requests(count),
+            rate: None,
+        };
+        generator.run(requests(self.warm_up))?;
+        run_watched(
+            &generator,
+            requests(self.requests),
+            Some(server.0.id()),
+            setup,
+        )
+    }
+
+    /// The CPUs of the shards and those of the generator.
+    fn split(&self, shards: usize) -> (&[usize], &[usize]) {
+        let (server, rest) = self.cpus.split_at(shards.min(self.cpus.len()));
+        (server, if rest.is_empty() { &self.cpus } else { rest })
+    }
+}
+
+/// Does one phase and puts the report together, with the CPU time of the process `server`.
+///
+/// # Errors
+/// If a lane died, or the process is not there.
+pub fn run_watched(
+    generator: &Generator,
+    phase: Phase,
+    server: Option<u32>,
+    setup: Setup,
+) -> io::Result<Report> {
+    let here = std::process::id();
+    let server_time = || server.map(CpuTime::of).transpose();
+    let (server_before, here_before) = (server_time()?, CpuTime::of(here)?);
+    let outcome = generator.run(phase)?;
+    let (server_after, here_after) = (server_time()?, CpuTime::of(here)?);
+    let server = server_after
+        .zip(server_before)
+        .map(|(after, before)| after.since(&before));
+    let generator_time = here_after.since(&here_before).total();
+    Ok(Report::new(
+        setup,
+        &outcome,
+        server.as_ref(),
+        generator_time,
+    ))
+}
+
+/// A server that ends when this is dropped.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Addresses on loopback that nobody listens on. Held all at one time, so that they differ.
+fn free_addresses<const N: usize>() -> io::Result<[SocketAddr; N]> {
+    let mut held = Vec::with_capacity(N);
+    let mut addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); N];
+    for address in &mut addresses {
+        let listener = TcpListener::bind(*address)?;
+        *address = listener.local_addr()?;
+        held.push(listener);
+    }
+    Ok(addresses)
+}
+
+/// The CPUs that this process may use, ascending, from `/proc/self/status`.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn allowed_cpus() -> io::Result<Vec<usize>> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let list = list.ok_or(io::ErrorKind::InvalidData)?;
+    parse_cpus(list.trim()).map_err(io::Error::other)
+}
+
+/// Reads a list of CPUs such as `0,2-3`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_cpus(list: &str) -> Result<Vec<usize>, String> {
+    let number = |text: &str| {
+        text.parse::<usize>()
+            .map_err(|_| format!("{text:?} is not the number of a CPU"))
+    };
+    let mut cpus = Vec::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        cpus.extend(number(first)?..=number(last)?);
+    }
+    cpus.sort_unstable();
+    cpus.dedup();
+    Ok(cpus)
+}
+
+/// The comparison as a table in Markdown.
+#[must_use]
+pub fn table(cells: &[Cell]) -> String {
+    let mut out = String::from(
+        "| shards | variant | CPU per request, µs | ratio to the first | shards busy | requests/s | p99, ms |\n\
+         | --- | --- | --- | --- | --- | --- | --- |\n",
+    );
+    let spread = |figures: &[f64], digits: usize| {
+        Spread::of(figures).map_or_else(String::new, |spread| format!("{spread:.digits$}"))
+    };
+    for cell in cells {
+        let baseline = cells
+            .iter()
+            .find(|first| first.shards == cell.shards)
+            .unwrap_or(cell);
+        let pairs = cell.cpu_us().into_iter().zip(baseline.cpu_us());
+        let ratios: Vec<_> = pairs.map(|(own, first)| own / first).collect();
+        let busy = cell.figures(|report| {
+            report
+                .server_cpu
+                .as_ref()
+                .map_or(0.0, |cpu| cpu.busy_cpus / cell.shards as f64)
+        });
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {} | {} |",
+            cell.shards,
+            cell.variant,
+            spread(&cell.cpu_us(), 2),
+            spread(&ratios, 3),
+            spread(&busy, 2),
+            spread(&cell.figures(|report| report.requests_per_second), 0),
+            spread(
+                &cell.figures(|report| report.latency_us.p99 as f64 / 1e3),
+                2
+            ),
+        );
+    }
+    out
+}
+
+/// One line on the machine: CPU, kernel, load.
+#[must_use]
+pub fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    let models: Vec<_> = cpuinfo
+        .lines()
+        .filter(|line| line.starts_with("model name"))
+        .collect();
+    let model = models
+        .first()
+        .and_then(|line| line.split_once(": "))
+        .map_or("unknown CPU", |m| m.1);
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let load = read("/proc/loadavg");
+    let load: Vec<_> = load.split(' ').take(3).collect();
+    let (count, kernel, load) = (models.len(), kernel.trim(), load.join(" "));
+    format!("{count} × {model}, Linux {kernel}, load {load}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variant_is_a_name_and_variables() {
+        let variant = Variant::parse("no log: RUST_LOG=off TSP_IO=epoll").unwrap();
+        assert_eq!(variant.name, "no log");
+        let pairs = [("RUST_LOG", "off"), ("TSP_IO", "epoll")];
+        assert_eq!(
+            variant.variables,
+            pairs.map(|(a, b)| (a.to_owned(), b.to_owned()))
+        );
+        assert!(Variant::parse("RUST_LOG=off").is_err());
+        assert!(Variant::parse("x: RUST_LOG").is_err());
+        assert!(Variant::parse("as it is: ").unwrap().variables.is_empty());
+    }
+
+    #[test]
+    fn lists_of_cpus_are_read_as_the_kernel_writes_them() {
+        assert_eq!(parse_cpus("0-2,5"), Ok(vec![0, 1, 2, 5]));
+        assert_eq!(parse_cpus("7"), Ok(vec![7]));
+        assert!(parse_cpus("a").is_err());
+        assert!(parse_cpus("").is_err());
+        assert!(!allowed_cpus().unwrap().is_empty());
+    }
+
+    #[test]
+    fn free_addresses_differ() {
+        let [a, b, c] = free_addresses().unwrap();
+        assert!(a != b && b != c && a != c);
+    }
+
+    #[test]
+    fn the_generator_gets_the_cpus_that_shards_leave_or_all() {
+        let comparison = Comparison {
+            server: PathBuf::new(),
+            variants: Variant::back_ends(),
+            shards: vec![1, 2],
+            scenario: Scenario::Wrap,
+            connections: 1,
+            requests: 1,
+            warm_up: 0,
+            rounds: 1,
+            tenants: Vec::new(),
+            cpus: vec![4, 6],
+        };
+        assert_eq!(comparison.split(1), (&[4][..], &[6][..]));
+        assert_eq!(comparison.split(2), (&[4, 6][..], &[4, 6][..]));
+        assert_eq!(comparison.split(3), (&[4, 6][..], &[4, 6][..]));
+    }
+}
