@@ -1,4 +1,8 @@
 //! What AWS KMS answers, and what its errors mean.
+//!
+//! The code decides, not the status: AWS answers most errors with 400, and newer stacks give other statuses for the same
+//! codes. Members that are not asked for are passed over without recursion, whatever their nesting; the caller bounds the
+//! body's size.
 
 use std::{borrow::Cow, time::Duration};
 
