@@ -10,6 +10,7 @@ use crate::support::{
     fake_kms::FakeKms,
     http::{self, Connection, Request},
     metadata, on_both,
+    peers::source_folder,
     proxy::{API_KEY, Io, Proxy, Setup},
 };
 
@@ -315,4 +316,14 @@ fn an_unknown_command_or_option_is_bad_configuration() {
     for word in ["dev", "check"] {
         assert!(help.output.contains(word), "{}", help.output);
     }
+}
+
+#[test]
+fn the_file_in_the_readme_is_a_good_one() {
+    let readme = std::fs::read_to_string(source_folder().join("README.md")).expect("it is there");
+    let (_, sample) = readme.split_once("```toml\n").expect("it has a sample");
+    let (sample, _) = sample.split_once("```").expect("the sample ends");
+    let setup = Setup::serve(Io::Epoll, sample).env("ACME_SECRET_ACCESS_KEY", "secret");
+    let ended = setup.argument("check").run_to_end();
+    assert_eq!(ended.code, Some(0), "{}", ended.output);
 }

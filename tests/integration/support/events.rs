@@ -1,6 +1,6 @@
 //! A puller on the event socket, as a log-event driver is one.
 
-use std::{ffi::CString, net::SocketAddr, time::Duration};
+use std::{collections::VecDeque, ffi::CString, net::SocketAddr, time::Duration};
 
 use anng::{Socket, protocols::pipeline0::Pull0};
 use serde_json::Value;
@@ -14,6 +14,8 @@ const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct EventPuller {
     runtime: Runtime,
     socket: Socket<Pull0>,
+    /// Events of the last message that nobody has asked for yet.
+    waiting: VecDeque<Value>,
 }
 
 impl EventPuller {
@@ -27,24 +29,32 @@ impl EventPuller {
         let socket = runtime
             .block_on(Pull0::dial(url))
             .expect("the event socket listens");
-        Self { runtime, socket }
+        Self {
+            runtime,
+            socket,
+            waiting: VecDeque::new(),
+        }
     }
 
-    /// The next event, without its frame.
+    /// The next event. A message holds one, or several with a line feed between them when many had to wait.
     #[track_caller]
     pub(crate) fn next(&mut self) -> Value {
-        let next = self
-            .runtime
-            .block_on(async { tokio::time::timeout(EVENT_TIMEOUT, self.socket.pull()).await });
-        let message = next
-            .expect("an event comes in time")
-            .expect("the socket works");
-        let (version, event) = message
-            .as_slice()
-            .split_first()
-            .expect("a frame is not empty");
-        assert_eq!(*version, FRAME_VERSION);
-        serde_json::from_slice(event).expect("an event is JSON")
+        loop {
+            if let Some(event) = self.waiting.pop_front() {
+                return event;
+            }
+            let next = self
+                .runtime
+                .block_on(async { tokio::time::timeout(EVENT_TIMEOUT, self.socket.pull()).await });
+            let message = next
+                .expect("an event comes in time")
+                .expect("the socket works");
+            let (version, events) = message.as_slice().split_first().expect("it is not empty");
+            assert_eq!(*version, FRAME_VERSION);
+            let events = events.split(|byte| *byte == b'\n');
+            self.waiting
+                .extend(events.map(|event| serde_json::from_slice::<Value>(event).expect("JSON")));
+        }
     }
 
     /// The next `count` events, in the order of their `requestId`s and names: shards and sockets keep no common order.
