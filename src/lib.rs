@@ -1,8 +1,369 @@
-//! The control plane of the Tenant Security Proxy.
+//! The control plane of the Tenant Security Proxy: one process, its configuration, its threads, its health.
+//!
+//! The data plane is `tsp_shards`; this crate starts it, feeds it with configurations, and stops it.
+//!
+//! | thread | does | module |
+//! | --- | --- | --- |
+//! | main, on the control core | configuration, health, metrics, drain | [`control`], [`admin`] |
+//! | one per shard, each on its core | requests | `tsp_shards` |
+//! | `tsp-events` | security events out of the process | [`events`] |
+//! | `tsp-log` | log lines out of the process | [`logs`] |
+//! | `tsp-signals`, `tsp-watch` | wait for what cannot be awaited: signals, a shard's end, a scrape | [`signals`] |
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod config;
+mod control;
 pub mod cores;
 pub mod events;
+mod greeting;
 pub mod logs;
+pub mod metrics;
+mod prepare;
+mod signals;
 pub mod source;
+
+use std::{fmt, io, net::SocketAddr, path::PathBuf, rc::Rc, sync::Arc, thread};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, never, select};
+use tokio::sync::oneshot;
+use tsp_rt::{Probe, Rt as _, mailbox};
+use tsp_shards::{ApiKeys, EventsConfig, Limits, ShardEnd, ShardSet, ShardsConfig, SpawnError};
+
+use crate::{
+    admin::Health,
+    config::Problem,
+    control::{COMMANDS_MAX, Command, Control, Published},
+    cores::CorePlan,
+    events::EventThread,
+    logs::Logs,
+    metrics::{ControlMetrics, Scrape},
+    prepare::Prepared,
+    source::dev,
+};
+
+/// Scrapes on the API's port that wait for their text. A scraper asks every few seconds.
+const SCRAPES_WAITING_MAX: usize = 16;
+
+/// Why the process ends other than by a drain.
+#[derive(Debug)]
+pub enum RunError {
+    /// The configuration is wrong; nothing was bound.
+    Configuration(Vec<Problem>),
+    /// An address cannot be listened on.
+    Listen(String),
+    /// Something inside failed.
+    Internal(String),
+}
+
+impl RunError {
+    /// The exit code that tells an orchestrator which of them it was, after BSD's `sysexits.h`.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Configuration(_) => 64,
+            Self::Internal(_) => 70,
+            Self::Listen(_) => 71,
+        }
+    }
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configuration(problems) => {
+                for (index, problem) in problems.iter().enumerate() {
+                    let separator = if index == 0 { "" } else { "\n" };
+                    write!(f, "{separator}tsp: {problem}")?;
+                }
+                Ok(())
+            }
+            Self::Listen(why) | Self::Internal(why) => write!(f, "tsp: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for RunError {}
+
+/// Options of `tsp dev`. Each address is an IP or IP:PORT, as its environment variable takes it.
+#[derive(Debug, Default)]
+pub struct DevOptions {
+    /// The API key; a new one is made otherwise.
+    pub api_key: Option<String>,
+    /// Listener of the client API.
+    pub http: Option<String>,
+    /// Listener of health and metrics.
+    pub health: Option<String>,
+    /// The event socket.
+    pub event: Option<String>,
+    /// Where to keep the keys; in memory otherwise.
+    pub state: Option<PathBuf>,
+}
+
+/// Serves the tenants of `TSP_CONFIG_FILE` until a signal ends it.
+///
+/// # Errors
+/// [`RunError`]
+pub fn serve() -> Result<(), RunError> {
+    let prepared = Prepared::serve().map_err(RunError::Configuration)?;
+    run(prepared, None)
+}
+
+/// Serves made-up tenants until a signal ends it.
+///
+/// # Errors
+/// [`RunError`]
+pub fn dev(options: &DevOptions) -> Result<(), RunError> {
+    let mut prepared = Prepared::dev(options).map_err(RunError::Configuration)?;
+    let key = prepared.api_key.expose().to_owned();
+    let state = options.state.clone();
+    if let Some(path) = &state
+        && dev::state_is_open_to_others(path)
+    {
+        let why = format!(
+            "{} can be read by others, and holds keys: chmod 600",
+            path.display()
+        );
+        prepared.config.warnings.push(Problem::new("--state", why));
+    }
+    run(
+        prepared,
+        Some(Box::new(move |listening| {
+            greeting::greet(listening, &key, state.as_deref())
+        })),
+    )
+}
+
+/// Reads the whole configuration and tells what it found, without serving. The text is for a person.
+///
+/// # Errors
+/// [`RunError::Configuration`] with everything that is wrong, also with what serving would only leave out.
+pub fn check() -> Result<String, RunError> {
+    let prepared = Prepared::serve().map_err(RunError::Configuration)?;
+    if !prepared.left_out.is_empty() {
+        return Err(RunError::Configuration(prepared.left_out));
+    }
+    Ok(prepared.summary())
+}
+
+/// Where the process listens.
+#[derive(Clone, Copy, Debug)]
+struct Listening {
+    http: SocketAddr,
+    health: SocketAddr,
+    event: Option<SocketAddr>,
+}
+
+/// What to do with the addresses once all shards serve.
+type WhenListening = Box<dyn FnOnce(&Listening)>;
+
+/// Starts logging and runs the process; a failure is logged, too.
+fn run(prepared: Prepared, when_ready: Option<WhenListening>) -> Result<(), RunError> {
+    // First of all, so that every thread that is not a shard's stays on the control core.
+    let pinned = prepared.plan.pin_control_thread();
+    let internal =
+        |what: &str, why: &dyn fmt::Display| RunError::Internal(format!("{what}: {why}"));
+    let filter = logs::filter(prepared.config.log_filter.as_deref())
+        .map_err(|why| RunError::Configuration(vec![Problem::new("RUST_LOG", why)]))?;
+    let logs = Logs::start(filter).map_err(|why| internal("logging cannot start", &why))?;
+    if !pinned {
+        tracing::warn!(
+            core = prepared.plan.control_cpu_text(),
+            "the control plane could not be pinned"
+        );
+    }
+    let result = run_logged(prepared, when_ready, &logs);
+    match &result {
+        Ok(()) => {}
+        Err(RunError::Listen(why)) => tracing::error!("{why}"),
+        Err(error) => tracing::error!("the process cannot go on: {error}"),
+    }
+    result
+}
+
+fn run_logged(
+    prepared: Prepared,
+    when_ready: Option<WhenListening>,
+    logs: &Logs,
+) -> Result<(), RunError> {
+    let Prepared {
+        config,
+        api_key,
+        plan,
+        probe,
+        source,
+        first,
+        left_out,
+    } = prepared;
+    for warning in &config.warnings {
+        tracing::warn!(place = warning.place, "{warning}");
+    }
+    match tsp_rt::raise_limits() {
+        Ok(limits) => tracing::debug!("{limits}"),
+        Err(error) => {
+            tracing::warn!(%error, "the limits of open files and locked memory stay as they are")
+        }
+    }
+    let internal =
+        |what: &str, why: &dyn fmt::Display| RunError::Internal(format!("{what}: {why}"));
+    let metrics =
+        ControlMetrics::new(&probe).map_err(|why| internal("metrics cannot be made", &why))?;
+    let mut instance = [0; 8];
+    getrandom::fill(&mut instance).map_err(|why| internal("no random numbers", &why))?;
+
+    let cannot_listen = |why: io::Error| {
+        RunError::Listen(format!(
+            "cannot listen for probes on {}: {why}",
+            config.health
+        ))
+    };
+    let health_listener = tsp_rt::bind_reuseport(config.health, 1)
+        .map_err(cannot_listen)?
+        .pop()
+        .ok_or_else(|| cannot_listen(io::ErrorKind::Other.into()))?;
+    let health_addr = health_listener.local_addr().map_err(cannot_listen)?;
+
+    let events = config.events.as_ref().map(|settings| {
+        let (queue, frames) = crossbeam_channel::bounded(settings.channel_size);
+        let (send_timeout, required) = (settings.send_timeout, settings.required);
+        (
+            EventsConfig {
+                queue,
+                send_timeout,
+                required,
+            },
+            settings,
+            frames,
+        )
+    });
+    let (events_config, event_thread) = match events {
+        Some((config, settings, frames)) => (Some(config), Some((settings, frames))),
+        None => (None, None),
+    };
+    let (scrape, scrapes) = crossbeam_channel::bounded(SCRAPES_WAITING_MAX);
+    let shards = ShardSet::spawn(ShardsConfig {
+        listen: config.http,
+        backend: probe.backend,
+        cpus: plan.shard_cpus.clone(),
+        api_keys: ApiKeys::new(api_key, config.api_key_2),
+        limits: Limits::default(),
+        events: events_config,
+        scrape,
+        instance: u64::from_le_bytes(instance),
+    })
+    .map_err(|error| match error {
+        SpawnError::Bind(..) => RunError::Listen(error.to_string()),
+        SpawnError::Start(..) => RunError::Internal(error.to_string()),
+    })?;
+
+    // Only now: the shards' threads would have inherited it.
+    if !plan.yield_to_shards() {
+        tracing::warn!("the control plane could not be made nicer than the shards beside it");
+    }
+    let event_thread = event_thread
+        .map(|(settings, frames)| EventThread::start(settings, frames, metrics.events.clone()))
+        .transpose()
+        .map_err(|error| RunError::Listen(error.to_string()))?;
+
+    let (commander, commands) = mailbox::bounded(COMMANDS_MAX);
+    signals::start(commander.clone())
+        .map_err(|why| internal("signals cannot be waited for", &why))?;
+    let scrape = Arc::new(Scrape {
+        control: metrics.clone(),
+        shards: Arc::clone(shards.metrics()),
+        log_lines_dropped: logs.dropped(),
+    });
+    watch(
+        Arc::clone(&scrape),
+        scrapes,
+        shards.ends().clone(),
+        commander.clone(),
+    )
+    .map_err(|why| internal("a thread cannot be started", &why))?;
+
+    let listening = Listening {
+        http: shards.local_addr(),
+        health: health_addr,
+        event: event_thread.as_ref().map(EventThread::local_addr),
+    };
+    let health = Rc::new(Health::starting(plan.shard_cpus.len()));
+    let announce = Box::new(move |published: &Published| {
+        tell_start(&listening, &plan, &probe, published);
+        if let Some(when_ready) = when_ready {
+            when_ready(&listening);
+        }
+    });
+    let ended = tsp_rt::run_here(|rt| async move {
+        let listener = rt.adopt(health_listener).map_err(|why| why.to_string())?;
+        rt.spawn(admin::serve(
+            rt.clone(),
+            listener,
+            Rc::clone(&health),
+            scrape,
+        ));
+        let control = Control {
+            rt,
+            source,
+            shards: Some(shards),
+            events: event_thread,
+            metrics,
+            health,
+            commands,
+            commander,
+            when_ready: Some(announce),
+        };
+        control.run(first, left_out).await
+    });
+    ended
+        .map_err(|why| internal("the control core cannot start", &why))?
+        .map_err(RunError::Internal)
+}
+
+/// The one line that tells how the process runs.
+fn tell_start(listening: &Listening, plan: &CorePlan, probe: &Probe, published: &Published) {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        io = probe.backend.as_str(),
+        io_reason = probe.reason,
+        shards = plan.shard_cpus.len(),
+        shard_cpus = plan.shard_cpus_text(),
+        control_cpu = plan.control_cpu_text(),
+        http = %listening.http,
+        health = %listening.health,
+        event = listening.event.map(tracing::field::display),
+        tenants = published.tenants,
+        kms_configs = published.kms_configs,
+        left_out = published.left_out,
+        "serving"
+    );
+}
+
+/// Waits, on a thread of its own, for what the control core's executor cannot await: a shard's request for the text
+/// of a scrape, and a shard's end.
+fn watch(
+    scrape: Arc<Scrape>,
+    scrapes: Receiver<oneshot::Sender<Bytes>>,
+    mut ends: Receiver<ShardEnd>,
+    commander: mailbox::Sender<Command>,
+) -> io::Result<()> {
+    thread::Builder::new()
+        .name("tsp-watch".to_owned())
+        .spawn(move || {
+            loop {
+                select! {
+                    recv(scrapes) -> asked => match asked {
+                        // The shard may have given up waiting.
+                        Ok(asked) => drop(asked.send(scrape.text())),
+                        // No shard is left.
+                        Err(_) => break,
+                    },
+                    recv(ends) -> end => match end {
+                        Ok(end) => drop(commander.send(Command::ShardEnded(end))),
+                        Err(_) => ends = never(),
+                    },
+                }
+            }
+        })?;
+    Ok(())
+}

@@ -1,1 +1,97 @@
-fn main() {}
+//! `tsp`: arguments in, exit code out. Everything else is in the library.
+#![forbid(unsafe_code)]
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use tsp::{DevOptions, RunError};
+
+/// Tenant Security Proxy: wraps and unwraps document keys with each tenant's own KMS.
+#[derive(Debug, Parser)]
+#[command(name = "tsp", version, about, after_help = AFTER_HELP, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const AFTER_HELP: &str = "\
+Without a command, serves the tenants of TSP_CONFIG_FILE to applications that present API_KEY.
+All settings are environment variables; docs/operations.md lists them.
+
+First try:  tsp dev
+
+Signals:    SIGTERM, SIGINT drain (a second one exits at once); SIGHUP reads the configuration again
+Exit codes: 0 drained, 64 bad configuration, 70 internal failure, 71 an address cannot be listened on";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Checks variables and configuration file, tells every problem, and serves nothing
+    Check,
+    /// Serves made-up tenants on loopback, with nothing to configure
+    Dev(Dev),
+}
+
+#[derive(Args, Debug)]
+struct Dev {
+    /// The key that applications present [default: a new one, printed]
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
+    /// IP or IP:PORT of the client API [default: 127.0.0.1:7777]
+    #[arg(long, value_name = "ADDR")]
+    http: Option<String>,
+    /// IP or IP:PORT of health and metrics [default: 127.0.0.1:9000]
+    #[arg(long, value_name = "ADDR")]
+    health: Option<String>,
+    /// IP or IP:PORT of the event socket [default: 127.0.0.1:5555]
+    #[arg(long, value_name = "ADDR")]
+    event: Option<String>,
+    /// Keeps the tenants' keys in FILE, made if it is not there [default: in memory, lost at the end]
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // If nobody reads the help, there is nobody to tell.
+            let _ = error.print();
+            let asked_for = [ErrorKind::DisplayHelp, ErrorKind::DisplayVersion];
+            return if asked_for.contains(&error.kind()) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(RunError::Configuration(Vec::new()).exit_code())
+            };
+        }
+    };
+    let result = match cli.command {
+        None => tsp::serve(),
+        Some(Command::Check) => tsp::check().map(|summary| {
+            let _ = writeln!(io::stdout(), "{summary}");
+        }),
+        Some(Command::Dev(Dev {
+            api_key,
+            http,
+            health,
+            event,
+            state,
+        })) => tsp::dev(&DevOptions {
+            api_key,
+            http,
+            health,
+            event,
+            state,
+        }),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "{error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

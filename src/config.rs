@@ -1,0 +1,1007 @@
+//! What the process is told: environment strings in, one checked [`ProcessConfig`] out.
+//!
+//! All problems are found before anything is bound, and told at once. [`VARIABLES`] is the one list of names,
+//! defaults and effects; tests compare it with the tables in the documentation. The limits that no variable changes
+//! stand below it, each with its unit and reason.
+
+use std::{
+    borrow::Cow,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use tsp_rt::IoChoice;
+use tsp_wire::ApiKey;
+
+use crate::{cores::CoreWishes, logs};
+
+/// Something the operator has to put right: where, and what is wrong. Never holds a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The variable, file or entry.
+    pub place: String,
+    /// What is wrong with it, in words for a person.
+    pub why: String,
+}
+
+impl Problem {
+    /// A problem at `place`.
+    pub fn new(place: impl Into<String>, why: impl Into<String>) -> Self {
+        Self {
+            place: place.into(),
+            why: why.into(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.why)
+    }
+}
+
+/// One environment variable, as the documentation lists it.
+#[derive(Clone, Copy, Debug)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// Its value when it is not set, with the unit in the name or here; `required`, or `none`.
+    pub default: &'static str,
+    /// What it does, and why it has that default.
+    pub effect: &'static str,
+}
+
+const fn variable(name: &'static str, default: &'static str, effect: &'static str) -> Variable {
+    Variable {
+        name,
+        default,
+        effect,
+    }
+}
+
+/// Every variable that the proxy knows, in the order of the documentation.
+pub const VARIABLES: [Variable; 26] = [
+    variable("API_KEY", "required", "what applications present"),
+    variable("API_KEY_2", "none", "a second accepted key, for rotation"),
+    variable(
+        "TSP_CONFIG_FILE",
+        "required",
+        "TOML file of KMS configs and tenants",
+    ),
+    variable("TSP_BIND_ADDRESS", "0.0.0.0", "IP of all listeners"),
+    variable(
+        "TSP_HTTP_BIND_ADDRESS",
+        "TSP_BIND_ADDRESS:7777",
+        "IP or IP:PORT of the client API",
+    ),
+    variable(
+        "TSP_HEALTH_BIND_ADDRESS",
+        "TSP_BIND_ADDRESS:9000",
+        "IP or IP:PORT of health",
+    ),
+    variable(
+        "TSP_EVENT_BIND_ADDRESS",
+        "TSP_BIND_ADDRESS:5555",
+        "IP or IP:PORT of the event socket",
+    ),
+    variable(
+        "TSP_ENABLE_LOGDRIVER_INTEGRATION",
+        "true",
+        "false when no logdriver will connect",
+    ),
+    variable(
+        "TSP_SEND_LOGGING_TIMEOUT_MS",
+        "25",
+        "longest wait, in ms, to hand over an event",
+    ),
+    variable(
+        "TSP_EVENT_LOG_CHANNEL_SIZE",
+        "25000",
+        "events held between shards and event thread",
+    ),
+    variable(
+        "TSP_SEND_HIGH_WATER_MARK",
+        "25000",
+        "events held for the socket",
+    ),
+    variable(
+        "TSP_EVENTS_REQUIRED",
+        "false",
+        "true fails a request whose event is lost",
+    ),
+    variable("TSP_IO", "auto", "auto, uring or epoll"),
+    variable("TSP_SHARDS", "one per core", "number of shards"),
+    variable(
+        "TSP_CORES",
+        "all allowed",
+        "cores of the shards, such as 2-7 or 0,2-3",
+    ),
+    variable("TSP_CONTROL_CORE", "chosen", "core of the control plane"),
+    variable(
+        "TSP_ALLOW_LOCAL_KMS",
+        "false",
+        "true admits LOCAL configs from a broker",
+    ),
+    variable(
+        "RUST_LOG",
+        logs::DEFAULT_FILTER,
+        "which log lines are written",
+    ),
+    variable("SERVICE_ACCOUNT_ID", "none", UNUSED),
+    variable("SERVICE_CONFIG_ID", "none", UNUSED),
+    variable("SERVICE_SEGMENT_ID", "none", UNUSED),
+    variable("SERVICE_ENCRYPTION_PRIVATE_KEY", "none", UNUSED),
+    variable("SERVICE_SIGNING_PRIVATE_KEY", "none", UNUSED),
+    variable("CONFIG_BROKER_URL", "none", UNUSED),
+    variable("IRONCORE_ENV", "none", UNUSED),
+    variable("CB_OVERRIDE", "none", UNUSED),
+];
+
+/// Effect of the variables that belong to a configuration broker.
+const UNUSED: &str = "accepted, not used in this version";
+
+/// Ports of the three listeners when only an IP, or nothing, is given.
+const HTTP_PORT: u16 = 7777;
+const HEALTH_PORT: u16 = 9000;
+const EVENT_PORT: u16 = 5555;
+
+/// `TSP_SEND_LOGGING_TIMEOUT_MS`, default and maximum. More than a minute would outlive every client's patience.
+const SEND_TIMEOUT_MS: u64 = 25;
+const SEND_TIMEOUT_MS_MAX: u64 = 60_000;
+
+/// `TSP_EVENT_LOG_CHANNEL_SIZE` and `TSP_SEND_HIGH_WATER_MARK`, in events, default and maximum. At about 600 bytes
+/// an event, the maximum is 600 MB each: more is surely a slip of the finger.
+const EVENTS_HELD: usize = 25_000;
+const EVENTS_HELD_MAX: usize = 1_000_000;
+
+/// Most shards. More than the cores of the largest machines would only add memory.
+const SHARDS_MAX: usize = 256;
+
+/// Highest core number that can be named: what the kernel's CPU set holds.
+const CORE_MAX: usize = 1023;
+
+/// An API key shorter than this, in characters, draws a warning: it is what a generated key has, 96 random bits.
+const API_KEY_CHARS_ADVISED: usize = 16;
+
+/// Longest piece of a bad value that is repeated in a problem, in characters.
+const SHOWN_CHARS_MAX: usize = 60;
+
+/// How long a drain may take before the process exits anyway. Kubernetes kills after 30 s by default.
+pub const DRAIN_MAX: Duration = Duration::from_secs(20);
+
+/// How often the configuration file is looked at. Looking costs a few `stat` calls.
+pub const FILE_CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// How soon a file that could not be used is tried again although it did not change, and its problems told again.
+pub const FILE_RETRY_EVERY: Duration = Duration::from_secs(60);
+
+/// How long tenants are served from memory after the last good refresh. Fails closed: a revocation must bite.
+pub const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Largest configuration file, in bytes: 100,000 tenants fit.
+pub const CONFIG_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Largest file that holds one credential, in bytes. The largest real ones are RSA keys of about 3 KB.
+pub const CREDENTIAL_BYTES_MAX: u64 = 64 * 1024;
+
+/// Largest file of CA certificates, in bytes: five times a distribution's whole bundle.
+pub const CA_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Most problems that one look at a configuration file reports. A file of the wrong kind has thousands.
+pub const PROBLEMS_MAX: usize = 50;
+
+/// Connections to the health listener at one time: a few probes and scrapers, times a lot.
+pub const HEALTH_CONNECTIONS_MAX: usize = 64;
+
+/// How long a connection to the health listener may take to send a request head, or stay idle between two.
+pub const HEALTH_HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// Where the strings come from: the environment, or a map in tests.
+pub trait Strings {
+    /// The value of `name`, if it is set.
+    ///
+    /// # Errors
+    /// [`NotUnicode`] if it is set to bytes that are not UTF-8.
+    fn get(&self, name: &str) -> Result<Option<String>, NotUnicode>;
+
+    /// Every name that is set, in any order. Names that are not UTF-8 are left out.
+    fn names(&self) -> Vec<String>;
+
+    /// How to call `name` in a problem: where its value came from.
+    fn label(&self, name: &str) -> String {
+        name.to_owned()
+    }
+}
+
+/// A value is not UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotUnicode;
+
+/// The process's environment.
+#[derive(Clone, Copy, Debug)]
+pub struct Environment;
+
+impl Strings for Environment {
+    fn get(&self, name: &str) -> Result<Option<String>, NotUnicode> {
+        std::env::var_os(name)
+            .map(|value| value.into_string().map_err(|_| NotUnicode))
+            .transpose()
+    }
+
+    fn names(&self) -> Vec<String> {
+        std::env::vars_os()
+            .filter_map(|(name, _)| name.into_string().ok())
+            .collect()
+    }
+}
+
+/// Command line options laid over other strings.
+#[derive(Debug)]
+pub struct Overlay<'a, S> {
+    /// Variable, option, value.
+    pub options: Vec<(&'static str, &'static str, String)>,
+    /// Where everything else comes from.
+    pub below: &'a S,
+}
+
+impl<S: Strings> Strings for Overlay<'_, S> {
+    fn get(&self, name: &str) -> Result<Option<String>, NotUnicode> {
+        match self.options.iter().find(|(variable, ..)| *variable == name) {
+            Some((.., value)) => Ok(Some(value.clone())),
+            None => self.below.get(name),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.below.names()
+    }
+
+    fn label(&self, name: &str) -> String {
+        match self.options.iter().find(|(variable, ..)| *variable == name) {
+            Some((_, option, _)) => (*option).to_owned(),
+            None => self.below.label(name),
+        }
+    }
+}
+
+/// What differs between `tsp` and `tsp dev`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Tenants come from `TSP_CONFIG_FILE`; keys must be given; listeners are open to the network.
+    Serve,
+    /// Nothing is needed; listeners are on loopback; a full event queue drops at once instead of waiting.
+    Dev,
+}
+
+/// All that the process is told, checked.
+#[derive(Debug)]
+pub struct ProcessConfig {
+    /// `API_KEY`; `None` only in [`Mode::Dev`].
+    pub api_key: Option<ApiKey>,
+    /// `API_KEY_2`.
+    pub api_key_2: Option<ApiKey>,
+    /// `TSP_CONFIG_FILE`; `None` only in [`Mode::Dev`].
+    pub config_file: Option<PathBuf>,
+    /// Listener of the client API.
+    pub http: SocketAddr,
+    /// Listener of health and metrics.
+    pub health: SocketAddr,
+    /// The event socket; `None` when the logdriver integration is off.
+    pub events: Option<EventSettings>,
+    /// `TSP_IO`.
+    pub io: IoChoice,
+    /// `TSP_SHARDS`, `TSP_CORES`, `TSP_CONTROL_CORE`.
+    pub cores: CoreWishes,
+    /// `TSP_ALLOW_LOCAL_KMS`. Decides nothing yet: the file and dev sources always admit LOCAL.
+    pub allow_local_kms: bool,
+    /// `RUST_LOG`, known to be a filter; `None` for the default one.
+    pub log_filter: Option<String>,
+    /// What deserves a warning, but starts.
+    pub warnings: Vec<Problem>,
+}
+
+/// How security events leave the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventSettings {
+    /// Where the PUSH socket listens.
+    pub listen: SocketAddr,
+    /// `TSP_EVENT_LOG_CHANNEL_SIZE`, in events.
+    pub channel_size: usize,
+    /// `TSP_SEND_HIGH_WATER_MARK`, in events.
+    pub high_water_mark: usize,
+    /// `TSP_SEND_LOGGING_TIMEOUT_MS`.
+    pub send_timeout: Duration,
+    /// `TSP_EVENTS_REQUIRED`.
+    pub required: bool,
+}
+
+impl ProcessConfig {
+    /// Reads and checks every variable.
+    ///
+    /// # Errors
+    /// All problems, in the order of [`VARIABLES`].
+    pub fn from_strings(strings: &impl Strings, mode: Mode) -> Result<Self, Vec<Problem>> {
+        let mut reader = Reader {
+            strings,
+            problems: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let api_key = reader.api_key("API_KEY");
+        if api_key.is_none() && mode == Mode::Serve && !reader.has_problem_with("API_KEY") {
+            reader.problem(
+                "API_KEY",
+                "not set; applications must present it, so there is no default",
+            );
+        }
+        let api_key_2 = reader.api_key("API_KEY_2");
+        if let (Some(first), Some(second)) = (&api_key, &api_key_2)
+            && first.matches(second.expose().as_bytes())
+        {
+            reader.warning("API_KEY_2", "is the same as API_KEY");
+        }
+        let config_file = reader.config_file(mode);
+
+        let any_ip = match mode {
+            Mode::Serve => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Mode::Dev => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        };
+        let ip = reader.parse("TSP_BIND_ADDRESS", parse_ip).unwrap_or(any_ip);
+        let mut address = |name, port| {
+            reader
+                .parse(name, |text| parse_address(text, port))
+                .unwrap_or_else(|| SocketAddr::new(ip, port))
+        };
+        let http = address("TSP_HTTP_BIND_ADDRESS", HTTP_PORT);
+        let health = address("TSP_HEALTH_BIND_ADDRESS", HEALTH_PORT);
+        let event = address("TSP_EVENT_BIND_ADDRESS", EVENT_PORT);
+
+        let enabled = reader
+            .parse("TSP_ENABLE_LOGDRIVER_INTEGRATION", parse_bool)
+            .unwrap_or(true);
+        let send_timeout_ms = match mode {
+            Mode::Serve => SEND_TIMEOUT_MS,
+            Mode::Dev => 0,
+        };
+        let settings = EventSettings {
+            listen: event,
+            send_timeout: Duration::from_millis(
+                reader
+                    .parse("TSP_SEND_LOGGING_TIMEOUT_MS", |text| {
+                        parse_number(text, 0, SEND_TIMEOUT_MS_MAX)
+                    })
+                    .unwrap_or(send_timeout_ms),
+            ),
+            channel_size: reader.events_held("TSP_EVENT_LOG_CHANNEL_SIZE"),
+            high_water_mark: reader.events_held("TSP_SEND_HIGH_WATER_MARK"),
+            required: reader
+                .parse("TSP_EVENTS_REQUIRED", parse_bool)
+                .unwrap_or(false),
+        };
+        if settings.required && !enabled {
+            let why =
+                "is true, but TSP_ENABLE_LOGDRIVER_INTEGRATION is false: no event could leave";
+            reader.problem("TSP_EVENTS_REQUIRED", why);
+        }
+        let events = enabled.then_some(settings);
+        reader.check_overlap(http, health, enabled.then_some(event));
+
+        let io = reader.parse("TSP_IO", parse_io).unwrap_or(IoChoice::Auto);
+        let cores = CoreWishes {
+            shards: reader
+                .parse("TSP_SHARDS", |text| parse_number(text, 1, SHARDS_MAX))
+                .and_then(NonZeroUsize::new),
+            cores: reader.parse("TSP_CORES", parse_cores),
+            control_core: reader.parse("TSP_CONTROL_CORE", |text| parse_number(text, 0, CORE_MAX)),
+        };
+        let allow_local_kms = reader
+            .parse("TSP_ALLOW_LOCAL_KMS", parse_bool)
+            .unwrap_or(false);
+        let log_filter = reader.parse("RUST_LOG", |text| {
+            logs::filter(Some(text))
+                .map(|_| text.to_owned())
+                .map_err(Cow::from)
+        });
+        reader.warn_of_unknown_names();
+
+        let Reader {
+            problems, warnings, ..
+        } = reader;
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(Self {
+            api_key,
+            api_key_2,
+            config_file,
+            http,
+            health,
+            events,
+            io,
+            cores,
+            allow_local_kms,
+            log_filter,
+            warnings,
+        })
+    }
+}
+
+/// Reads variables and gathers what is wrong with them.
+struct Reader<'a, S> {
+    strings: &'a S,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+/// What is wrong with a value.
+type Why = Cow<'static, str>;
+
+impl<S: Strings> Reader<'_, S> {
+    fn problem(&mut self, name: &str, why: impl Into<String>) {
+        self.problems
+            .push(Problem::new(self.strings.label(name), why));
+    }
+
+    fn warning(&mut self, name: &str, why: impl Into<String>) {
+        self.warnings
+            .push(Problem::new(self.strings.label(name), why));
+    }
+
+    fn has_problem_with(&self, name: &str) -> bool {
+        let label = self.strings.label(name);
+        self.problems.iter().any(|problem| problem.place == label)
+    }
+
+    /// The value without surrounding white space, such as the carriage return that an env file from Windows leaves.
+    /// A blank value counts as not set: env files keep names of options that are off.
+    fn text(&mut self, name: &str) -> Option<String> {
+        match self.strings.get(name) {
+            Ok(value) => {
+                let value = value?;
+                let trimmed = value.trim();
+                (!trimmed.is_empty()).then(|| trimmed.to_owned())
+            }
+            Err(NotUnicode) => {
+                self.problem(name, "is not UTF-8");
+                None
+            }
+        }
+    }
+
+    fn parse<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, Why>) -> Option<T> {
+        let text = self.text(name)?;
+        match parse(&text) {
+            Ok(value) => Some(value),
+            Err(why) => {
+                let shown: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+                let dots = if shown.len() < text.len() { "…" } else { "" };
+                self.problem(name, format!("{shown:?}{dots} {why}"));
+                None
+            }
+        }
+    }
+
+    fn api_key(&mut self, name: &str) -> Option<ApiKey> {
+        let text = self.text(name)?;
+        let chars = text.len();
+        let Some(key) = ApiKey::new(text) else {
+            let max = ApiKey::BYTES_MAX;
+            self.problem(
+                name,
+                format!("must be 1 to {max} visible ASCII characters, no spaces"),
+            );
+            return None;
+        };
+        if chars < API_KEY_CHARS_ADVISED {
+            let why = format!(
+                "has {chars} characters; {API_KEY_CHARS_ADVISED} random ones are the least advised"
+            );
+            self.warning(name, why);
+        }
+        Some(key)
+    }
+
+    fn events_held(&mut self, name: &str) -> usize {
+        self.parse(name, |text| parse_number(text, 1, EVENTS_HELD_MAX))
+            .unwrap_or(EVENTS_HELD)
+    }
+
+    fn config_file(&mut self, mode: Mode) -> Option<PathBuf> {
+        let file = self.text("TSP_CONFIG_FILE").map(PathBuf::from);
+        match (mode, &file) {
+            (Mode::Serve, None) if !self.has_problem_with("TSP_CONFIG_FILE") => {
+                let broker = self.text("CONFIG_BROKER_URL").is_some()
+                    || self.text("SERVICE_ACCOUNT_ID").is_some();
+                let why = if broker {
+                    "not set; this version cannot read from a configuration broker, although one is configured: name a TOML file of KMS configs and tenants"
+                } else {
+                    "not set; name a TOML file of KMS configs and tenants (a configuration broker is not available in this version), or try `tsp dev`"
+                };
+                self.problem("TSP_CONFIG_FILE", why);
+            }
+            (Mode::Dev, Some(_)) => {
+                self.warning(
+                    "TSP_CONFIG_FILE",
+                    "is not used by `tsp dev`, which has its own tenants",
+                );
+                return None;
+            }
+            (Mode::Serve | Mode::Dev, _) => {}
+        }
+        file
+    }
+
+    fn check_overlap(&mut self, http: SocketAddr, health: SocketAddr, event: Option<SocketAddr>) {
+        if overlap(http, health) {
+            let why = format!("{health} overlaps with the client API on {http}");
+            self.problem("TSP_HEALTH_BIND_ADDRESS", why);
+        }
+        let Some(event) = event else { return };
+        for (address, what) in [(http, "the client API"), (health, "health")] {
+            if overlap(event, address) {
+                let why = format!("{event} overlaps with {what} on {address}");
+                self.problem("TSP_EVENT_BIND_ADDRESS", why);
+            }
+        }
+    }
+
+    fn warn_of_unknown_names(&mut self) {
+        let mut names = self.strings.names();
+        names.sort_unstable();
+        for name in names {
+            let known = VARIABLES.iter().any(|variable| variable.name == name);
+            if !name.starts_with("TSP_") || known || is_service_link(&name) {
+                continue;
+            }
+            let nearest = VARIABLES
+                .iter()
+                .map(|variable| variable.name)
+                .filter(|known| known.starts_with("TSP_"))
+                .min_by_key(|known| strsim::damerau_levenshtein(known, &name));
+            let nearest = nearest.unwrap_or_default();
+            let why =
+                format!("is not a variable of this proxy; the nearest known one is {nearest}");
+            self.warnings.push(Problem::new(name, why));
+        }
+    }
+}
+
+/// Whether Kubernetes or Docker set `name` because a service is called `tsp` or `tsp-…`: `TSP_SERVICE_HOST`,
+/// `TSP_HEALTH_SERVICE_PORT_HTTP`, `TSP_PORT`, `TSP_PORT_7777_TCP_ADDR` and so on.
+fn is_service_link(name: &str) -> bool {
+    let port_of_protocol = name.split_once("_PORT_").is_some_and(|(_, rest)| {
+        rest.split_once('_').is_some_and(|(port, protocol)| {
+            port.parse::<u16>().is_ok()
+                && ["TCP", "UDP", "SCTP"]
+                    .iter()
+                    .any(|known| protocol.starts_with(known))
+        })
+    });
+    name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || port_of_protocol
+}
+
+/// Whether two listeners could not both be bound.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_ip = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && same_ip
+}
+
+fn parse_ip(text: &str) -> Result<IpAddr, Why> {
+    if text.parse::<SocketAddr>().is_ok() {
+        return Err(Why::from(
+            "has a port; ports go into the variables of the single listeners",
+        ));
+    }
+    bare_ip(text).ok_or(Why::from("is not an IP address"))
+}
+
+fn parse_address(text: &str, port: u16) -> Result<SocketAddr, Why> {
+    text.parse::<SocketAddr>()
+        .ok()
+        .or_else(|| bare_ip(text).map(|ip| SocketAddr::new(ip, port)))
+        .ok_or(Why::from(
+            "is neither an IP address nor IP:PORT (names are not looked up)",
+        ))
+}
+
+/// An IP alone, IPv6 with or without brackets.
+fn bare_ip(text: &str) -> Option<IpAddr> {
+    let bracketed = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    match bracketed {
+        Some(inner) => inner.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+        None => text.parse().ok(),
+    }
+}
+
+fn parse_bool(text: &str) -> Result<bool, Why> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(Why::from("is neither true nor false")),
+    }
+}
+
+fn parse_number<N>(text: &str, min: N, max: N) -> Result<N, Why>
+where
+    N: FromStr + PartialOrd + fmt::Display,
+{
+    match text.parse::<N>() {
+        Ok(number) if min <= number && number <= max => Ok(number),
+        Ok(_) | Err(_) => Err(Why::from(format!(
+            "is not a whole number from {min} to {max}"
+        ))),
+    }
+}
+
+fn parse_io(text: &str) -> Result<IoChoice, Why> {
+    match text.to_ascii_lowercase().as_str() {
+        "auto" => Ok(IoChoice::Auto),
+        "uring" => Ok(IoChoice::Uring),
+        "epoll" => Ok(IoChoice::Epoll),
+        _ => Err(Why::from("is none of auto, uring and epoll")),
+    }
+}
+
+/// `2-7` or `0,2-3`: ascending, without duplicates.
+fn parse_cores(text: &str) -> Result<Vec<usize>, Why> {
+    let why = || Why::from("is not a list of cores such as 2-7 or 0,2-3");
+    let number = |text: &str| match text.trim().parse::<usize>() {
+        Ok(core) if core <= CORE_MAX => Ok(core),
+        Ok(_) => Err(Why::from(format!("names a core above {CORE_MAX}"))),
+        Err(_) => Err(why()),
+    };
+    let mut cores = Vec::new();
+    for part in text.split(',') {
+        match part.split_once('-') {
+            None => cores.push(number(part)?),
+            Some((first, last)) => {
+                let (first, last) = (number(first)?, number(last)?);
+                if first > last {
+                    return Err(why());
+                }
+                cores.extend(first..=last);
+            }
+        }
+    }
+    cores.sort_unstable();
+    cores.dedup();
+    Ok(cores)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    /// An environment for tests.
+    #[derive(Clone, Debug, Default)]
+    pub(crate) struct Map(pub(crate) BTreeMap<String, String>);
+
+    impl Map {
+        pub(crate) fn of(pairs: &[(&str, &str)]) -> Self {
+            Self(
+                pairs
+                    .iter()
+                    .map(|(name, value)| ((*name).into(), (*value).into()))
+                    .collect(),
+            )
+        }
+    }
+
+    impl Strings for Map {
+        fn get(&self, name: &str) -> Result<Option<String>, NotUnicode> {
+            match self.0.get(name) {
+                Some(value) if value == "\u{fffd}" => Err(NotUnicode),
+                value => Ok(value.cloned()),
+            }
+        }
+
+        fn names(&self) -> Vec<String> {
+            self.0.keys().cloned().collect()
+        }
+    }
+
+    const KEY: &str = "0123456789abcdef";
+
+    fn read(pairs: &[(&str, &str)]) -> Result<ProcessConfig, Vec<String>> {
+        let mut all = vec![("API_KEY", KEY), ("TSP_CONFIG_FILE", "tenants.toml")];
+        all.extend_from_slice(pairs);
+        ProcessConfig::from_strings(&Map::of(&all), Mode::Serve)
+            .map_err(|problems| problems.iter().map(ToString::to_string).collect())
+    }
+
+    fn warnings(config: &ProcessConfig) -> Vec<String> {
+        config.warnings.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_documentation() {
+        let config = read(&[]).unwrap();
+        assert_eq!(config.http, "0.0.0.0:7777".parse().unwrap());
+        assert_eq!(config.health, "0.0.0.0:9000".parse().unwrap());
+        let events = config.events.as_ref().unwrap();
+        assert_eq!(events.listen, "0.0.0.0:5555".parse().unwrap());
+        assert_eq!(events.send_timeout, Duration::from_millis(25));
+        assert_eq!(
+            (events.channel_size, events.high_water_mark),
+            (25_000, 25_000)
+        );
+        assert!(!events.required && !config.allow_local_kms && config.log_filter.is_none());
+        assert_eq!(config.cores, CoreWishes::default());
+        assert!(config.api_key_2.is_none() && config.warnings.is_empty());
+    }
+
+    #[test]
+    fn a_specific_address_overrides_the_general_one_and_may_be_an_ip_alone() {
+        let config = read(&[
+            ("TSP_BIND_ADDRESS", "10.0.0.1"),
+            ("TSP_HTTP_BIND_ADDRESS", "10.0.0.2"),
+            ("TSP_HEALTH_BIND_ADDRESS", "127.0.0.1:9100"),
+        ])
+        .unwrap();
+        assert_eq!(config.http, "10.0.0.2:7777".parse().unwrap());
+        assert_eq!(config.health, "127.0.0.1:9100".parse().unwrap());
+        assert_eq!(
+            config.events.unwrap().listen,
+            "10.0.0.1:5555".parse().unwrap()
+        );
+    }
+
+    #[test]
+    fn ipv6_is_taken_with_and_without_brackets() {
+        for (text, want) in [
+            ("::1", "[::1]:7777"),
+            ("[::1]", "[::1]:7777"),
+            ("[::]:80", "[::]:80"),
+        ] {
+            let config = read(&[("TSP_HTTP_BIND_ADDRESS", text)]).unwrap();
+            assert_eq!(config.http, want.parse().unwrap(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let problems = read(&[
+            ("API_KEY", "two words"),
+            ("API_KEY_2", "\u{fffd}"),
+            ("TSP_CONFIG_FILE", ""),
+            ("TSP_BIND_ADDRESS", "10.0.0.1:80"),
+            ("TSP_HTTP_BIND_ADDRESS", "localhost"),
+            ("TSP_ENABLE_LOGDRIVER_INTEGRATION", "yes"),
+            ("TSP_SEND_LOGGING_TIMEOUT_MS", "-1"),
+            ("TSP_SEND_HIGH_WATER_MARK", "0"),
+            ("TSP_IO", "iocp"),
+            ("TSP_SHARDS", "0"),
+            ("TSP_CORES", "7-2"),
+            ("TSP_CONTROL_CORE", "1024"),
+            ("RUST_LOG", "a=b=c"),
+        ])
+        .unwrap_err();
+        let places: Vec<_> = problems
+            .iter()
+            .map(|line| line.split(':').next().unwrap())
+            .collect();
+        assert_eq!(
+            places,
+            [
+                "API_KEY",
+                "API_KEY_2",
+                "TSP_CONFIG_FILE",
+                "TSP_BIND_ADDRESS",
+                "TSP_HTTP_BIND_ADDRESS",
+                "TSP_ENABLE_LOGDRIVER_INTEGRATION",
+                "TSP_SEND_LOGGING_TIMEOUT_MS",
+                "TSP_SEND_HIGH_WATER_MARK",
+                "TSP_IO",
+                "TSP_SHARDS",
+                "TSP_CORES",
+                "TSP_CONTROL_CORE",
+                "RUST_LOG",
+            ]
+        );
+        assert_eq!(
+            problems[7],
+            "TSP_SEND_HIGH_WATER_MARK: \"0\" is not a whole number from 1 to 1000000"
+        );
+        assert!(
+            problems
+                .iter()
+                .all(|line| !line.contains('\n') && !line.contains("two words"))
+        );
+    }
+
+    #[test]
+    fn missing_keys_are_problems_only_when_serving() {
+        let problems = ProcessConfig::from_strings(&Map::default(), Mode::Serve).unwrap_err();
+        let places: Vec<_> = problems
+            .iter()
+            .map(|problem| problem.place.as_str())
+            .collect();
+        assert_eq!(places, ["API_KEY", "TSP_CONFIG_FILE"]);
+
+        let dev = ProcessConfig::from_strings(&Map::default(), Mode::Dev).unwrap();
+        assert!(dev.api_key.is_none() && dev.config_file.is_none());
+        assert_eq!(dev.http, "127.0.0.1:7777".parse().unwrap());
+        assert_eq!(dev.events.unwrap().send_timeout, Duration::ZERO);
+    }
+
+    #[test]
+    fn an_env_file_of_the_original_starts_and_says_what_is_missing() {
+        let problems = ProcessConfig::from_strings(
+            &Map::of(&[
+                ("SERVICE_ACCOUNT_ID", "x"),
+                ("SERVICE_CONFIG_ID", "1"),
+                ("SERVICE_SEGMENT_ID", "1"),
+                ("SERVICE_ENCRYPTION_PRIVATE_KEY", "x"),
+                ("SERVICE_SIGNING_PRIVATE_KEY", "x"),
+                ("IRONCORE_ENV", "stage"),
+                ("CB_OVERRIDE", "stage"),
+                ("API_KEY", KEY),
+            ]),
+            Mode::Serve,
+        )
+        .unwrap_err();
+        assert_eq!(problems.len(), 1);
+        assert!(
+            problems[0]
+                .to_string()
+                .starts_with("TSP_CONFIG_FILE: not set; this version cannot")
+        );
+        let config = read(&[("SERVICE_ACCOUNT_ID", "x"), ("IRONCORE_ENV", "stage")]).unwrap();
+        assert!(config.warnings.is_empty());
+    }
+
+    #[test]
+    fn blanks_around_a_value_do_not_count() {
+        let config = read(&[
+            ("API_KEY", "0123456789abcdef\r"),
+            ("API_KEY_2", " "),
+            ("TSP_SHARDS", " 3 "),
+        ])
+        .unwrap();
+        assert!(config.api_key.unwrap().matches(KEY.as_bytes()));
+        assert!(config.api_key_2.is_none());
+        assert_eq!(config.cores.shards, NonZeroUsize::new(3));
+    }
+
+    #[test]
+    fn listeners_must_not_overlap() {
+        let problems = read(&[
+            ("TSP_HEALTH_BIND_ADDRESS", "127.0.0.1:7777"),
+            ("TSP_EVENT_BIND_ADDRESS", "[::]:7777"),
+        ])
+        .unwrap_err();
+        assert_eq!(
+            problems,
+            [
+                "TSP_HEALTH_BIND_ADDRESS: 127.0.0.1:7777 overlaps with the client API on 0.0.0.0:7777",
+                "TSP_EVENT_BIND_ADDRESS: [::]:7777 overlaps with the client API on 0.0.0.0:7777",
+                "TSP_EVENT_BIND_ADDRESS: [::]:7777 overlaps with health on 127.0.0.1:7777",
+            ]
+        );
+        let loopback = "127.0.0.1:0";
+        assert!(
+            read(&[
+                ("TSP_HTTP_BIND_ADDRESS", loopback),
+                ("TSP_HEALTH_BIND_ADDRESS", loopback)
+            ])
+            .is_ok()
+        );
+        assert!(
+            read(&[
+                ("TSP_EVENT_BIND_ADDRESS", "0.0.0.0:9000"),
+                ("TSP_ENABLE_LOGDRIVER_INTEGRATION", "false")
+            ])
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn an_unknown_name_is_warned_about_with_the_nearest_known_one() {
+        let config = read(&[
+            ("TSP_HTTP_BIND_ADRESS", "10.0.0.1"),
+            ("TSP_SHARD", "2"),
+            ("TSP_SERVICE_HOST", "10.1.2.3"),
+            ("TSP_SERVICE_PORT_HTTP", "7777"),
+            ("TSP_PORT", "tcp://10.1.2.3:7777"),
+            ("TSP_PORT_7777_TCP_ADDR", "10.1.2.3"),
+            ("OTHER", "x"),
+        ])
+        .unwrap();
+        assert_eq!(
+            warnings(&config),
+            [
+                "TSP_HTTP_BIND_ADRESS: is not a variable of this proxy; the nearest known one is TSP_HTTP_BIND_ADDRESS",
+                "TSP_SHARD: is not a variable of this proxy; the nearest known one is TSP_SHARDS",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_short_or_repeated_api_key_is_warned_about() {
+        let config = read(&[("API_KEY", "short"), ("API_KEY_2", "short")]).unwrap();
+        assert_eq!(warnings(&config).len(), 3);
+        assert!(!format!("{config:?}").contains("short\""));
+    }
+
+    #[test]
+    fn lists_of_cores_are_sorted_and_bounded() {
+        assert_eq!(parse_cores("2-7").unwrap(), [2, 3, 4, 5, 6, 7]);
+        assert_eq!(parse_cores("0, 2-3,2").unwrap(), [0, 2, 3]);
+        for bad in ["", ",", "1-", "-1", "1-2-3", "x", "3-1", "0-99999999999"] {
+            assert!(parse_cores(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn events_cannot_be_required_and_switched_off() {
+        let problems = read(&[
+            ("TSP_EVENTS_REQUIRED", "true"),
+            ("TSP_ENABLE_LOGDRIVER_INTEGRATION", "FALSE"),
+        ])
+        .unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+    }
+
+    #[test]
+    fn options_name_themselves_in_problems() {
+        let map = Map::of(&[("TSP_HTTP_BIND_ADDRESS", "10.0.0.1")]);
+        let overlay = Overlay {
+            options: vec![("TSP_HTTP_BIND_ADDRESS", "--http", "nowhere".to_owned())],
+            below: &map,
+        };
+        let problems = ProcessConfig::from_strings(&overlay, Mode::Dev).unwrap_err();
+        assert!(
+            problems[0]
+                .to_string()
+                .starts_with("--http: \"nowhere\" is neither"),
+            "{problems:?}"
+        );
+    }
+
+    /// Rows `| NAME | default | …` of the tables of variables in a Markdown page.
+    fn table_of_variables(page: &str) -> BTreeMap<String, String> {
+        page.lines()
+            .filter_map(|line| {
+                let mut cells = line.strip_prefix("| `")?.split(" | ");
+                let name = cells.next()?.strip_suffix('`')?;
+                let upper = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+                name.chars().all(upper).then_some(())?;
+                Some((name.to_owned(), cells.next()?.replace('`', "")))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_documentation_lists_every_variable_with_its_default() {
+        let known: BTreeMap<_, _> = VARIABLES
+            .iter()
+            .map(|variable| (variable.name.to_owned(), variable.default.to_owned()))
+            .collect();
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let operations = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
+        assert_eq!(table_of_variables(&operations), known);
+
+        // The front page may leave out what is not used, but must not contradict.
+        let readme = std::fs::read_to_string(root.join("README.md")).unwrap_or_default();
+        for (name, default) in table_of_variables(&readme) {
+            assert_eq!(known.get(&name), Some(&default), "{name} in README.md");
+        }
+    }
+
+    #[test]
+    fn every_variable_is_listed_once() {
+        let names: BTreeSet<_> = VARIABLES.iter().map(|variable| variable.name).collect();
+        assert_eq!(names.len(), VARIABLES.len());
+        assert!(VARIABLES.iter().all(|variable| !variable.effect.is_empty()));
+    }
+}

@@ -1,0 +1,395 @@
+//! The control core's loop: looks at the source of configurations, publishes what is new, keeps health and metrics
+//! true, and carries out signals.
+//!
+//! Level-triggered: every turn compares what is with what should be, and nothing depends on a message that could be
+//! missed. Requests do not pass through here.
+
+use std::{
+    rc::Rc,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use signal_hook::consts::SIGHUP;
+use tsp_rt::{Rt, mailbox};
+use tsp_shards::{Drained, ShardEnd, ShardSet, Snapshot};
+use tsp_wire::{SnapshotVersion, snapshot::SnapshotDoc};
+
+use crate::{
+    admin::Health,
+    config::{DRAIN_MAX, FILE_CHECK_EVERY, FILE_RETRY_EVERY, Problem, STALE_AFTER},
+    events::EventThread,
+    metrics::ControlMetrics,
+    source::{Ask, Loaded, Polled, Source},
+};
+
+/// Commands that wait for the loop. They are rare; a process that cannot take sixteen is stuck.
+pub(crate) const COMMANDS_MAX: usize = 16;
+
+/// How often to look whether all shards have taken a new snapshot, until they have. It takes them a millisecond.
+const SETTLE_LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// After this long a shard that has not taken a new snapshot is worth a warning: something keeps it busy.
+const SETTLE_WARN_AFTER: Duration = Duration::from_secs(10);
+
+/// How long the drain's thread may take beyond the shards' deadline, to close connections and push the last events.
+const DRAIN_SLACK: Duration = Duration::from_secs(6);
+
+/// What the loop is told from outside.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A signal's number.
+    Signal(i32),
+    /// A shard's executor is no more.
+    ShardEnded(ShardEnd),
+    /// The drain is over.
+    Drained(Drained),
+}
+
+/// Makes a snapshot of a state and puts what the data plane refuses to what the source left out.
+pub(crate) fn snapshot(loaded: Loaded, version: SnapshotVersion) -> (Snapshot, Vec<Problem>) {
+    let Loaded {
+        kms,
+        tenants,
+        mut left_out,
+    } = loaded;
+    // The sources of this version are the operator's own files, which may hold LOCAL keys.
+    let allow_local = true;
+    let (snapshot, rejected) = Snapshot::from_doc(
+        SnapshotDoc {
+            version,
+            kms,
+            tenants,
+        },
+        allow_local,
+    );
+    left_out.extend(
+        rejected
+            .into_iter()
+            .map(|part| Problem::new(part.what, part.why)),
+    );
+    (snapshot, left_out)
+}
+
+/// What to do once, when all shards serve.
+pub(crate) type WhenReady = Box<dyn FnOnce(&Published)>;
+
+/// Everything that the control core owns.
+pub(crate) struct Control<R> {
+    pub(crate) rt: R,
+    pub(crate) source: Source,
+    pub(crate) shards: Option<ShardSet>,
+    pub(crate) events: Option<EventThread>,
+    pub(crate) metrics: ControlMetrics,
+    pub(crate) health: Rc<Health>,
+    pub(crate) commands: mailbox::Receiver<Command>,
+    /// For the drain's thread to report back.
+    pub(crate) commander: mailbox::Sender<Command>,
+    pub(crate) when_ready: Option<WhenReady>,
+}
+
+/// What is in force, or about to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Published {
+    pub(crate) version: SnapshotVersion,
+    pub(crate) tenants: usize,
+    pub(crate) kms_configs: usize,
+    pub(crate) left_out: usize,
+}
+
+/// Where the loop stands.
+struct State {
+    published: Published,
+    /// When it was published; `None` once all shards have it.
+    settling_since: Option<Instant>,
+    settle_warned: bool,
+    freshness: Freshness,
+    look_at: Instant,
+    retry_at: Instant,
+}
+
+impl<R: Rt> Control<R> {
+    /// Publishes the first state, then runs until a drain is over.
+    ///
+    /// # Errors
+    /// Why the process cannot go on.
+    pub(crate) async fn run(
+        mut self,
+        first: Snapshot,
+        left_out: Vec<Problem>,
+    ) -> Result<(), String> {
+        let now = self.rt.now();
+        let mut state = State {
+            published: self.publish(first, left_out),
+            settling_since: Some(now),
+            settle_warned: false,
+            freshness: Freshness::new(now),
+            look_at: now,
+            retry_at: now,
+        };
+        self.refreshed();
+        loop {
+            let wait = match state.settling_since {
+                Some(_) => SETTLE_LOOK_EVERY,
+                None => state.look_at.saturating_duration_since(self.rt.now()),
+            };
+            match tsp_rt::timeout(&self.rt, wait, self.commands.recv()).await {
+                Err(_) => {}
+                Ok(Some(Command::Signal(SIGHUP))) => {
+                    tracing::info!("SIGHUP: reading the configuration again");
+                    self.look(&mut state, Ask::Always);
+                }
+                Ok(Some(Command::Signal(signal))) => return self.drain(signal).await,
+                Ok(Some(Command::ShardEnded(ShardEnd { shard, end }))) => {
+                    return Err(format!("shard {shard} has ended: {end:?}"));
+                }
+                Ok(Some(Command::Drained(_)) | None) => {
+                    return Err(
+                        "the control loop heard of a drain that it did not order".to_owned()
+                    );
+                }
+            }
+            self.settle(&mut state);
+            let now = self.rt.now();
+            if now >= state.look_at {
+                state.look_at = now + FILE_CHECK_EVERY;
+                self.look(&mut state, Ask::IfChanged);
+            }
+        }
+    }
+
+    fn publish(&mut self, snapshot: Snapshot, left_out: Vec<Problem>) -> Published {
+        for problem in &left_out {
+            tracing::warn!(
+                place = problem.place,
+                "left out of the configuration: {problem}"
+            );
+        }
+        let published = Published {
+            version: snapshot.version(),
+            tenants: snapshot.tenant_count(),
+            kms_configs: snapshot.kms_config_count(),
+            left_out: left_out.len(),
+        };
+        let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.metrics.config_tenants.set(gauge(published.tenants));
+        self.metrics.config_kms.set(gauge(published.kms_configs));
+        self.metrics.config_left_out.set(gauge(published.left_out));
+        if let Some(shards) = &mut self.shards {
+            shards.publish(&Arc::new(snapshot));
+        }
+        published
+    }
+
+    /// Looks at the source, and publishes what is new.
+    fn look(&mut self, state: &mut State, ask: Ask) {
+        let now = self.rt.now();
+        let mut polled = self.source.poll(ask, self.rt.wall_now());
+        if matches!(polled, Polled::StillFailed) && now >= state.retry_at {
+            polled = self.source.poll(Ask::Always, self.rt.wall_now());
+        }
+        match polled {
+            Polled::Same => {
+                if ask == Ask::Always || state.freshness.had_failed {
+                    tracing::info!("the configuration is good and has not changed");
+                }
+                self.refreshed();
+                state.freshness.good(now);
+            }
+            Polled::New(loaded) => {
+                let (snapshot, left_out) = snapshot(*loaded, state.published.version.next());
+                state.published = self.publish(snapshot, left_out);
+                state.settling_since = Some(now);
+                state.settle_warned = false;
+                self.refreshed();
+                state.freshness.good(now);
+            }
+            Polled::Failed(problems) => {
+                self.metrics.refresh_failures.inc();
+                for problem in &problems {
+                    tracing::error!(
+                        place = problem.place,
+                        "the configuration cannot be used: {problem}"
+                    );
+                }
+                tracing::error!(
+                    problems = problems.len(),
+                    "the last good configuration stays in force"
+                );
+                state.freshness.had_failed = true;
+                state.retry_at = now + FILE_RETRY_EVERY;
+            }
+            Polled::StillFailed => {}
+        }
+        if let Some(fresh) = state.freshness.changed(now) {
+            if fresh {
+                tracing::info!(
+                    "the configuration is young enough again; key operations are served"
+                );
+            } else {
+                tracing::error!(
+                    "the configuration could not be refreshed for 24 hours; key operations are refused"
+                );
+            }
+            if let Some(shards) = &self.shards {
+                shards.set_fresh(fresh);
+            }
+            self.health.set_fresh(fresh);
+        }
+        self.metrics.ready.set(i64::from(self.health.is_ready()));
+    }
+
+    fn refreshed(&self) {
+        let now = self
+            .rt
+            .wall_now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        self.metrics
+            .last_refresh
+            .set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+    }
+
+    /// Finds out whether all shards have what was published.
+    fn settle(&mut self, state: &mut State) {
+        let Some(since) = state.settling_since else {
+            return;
+        };
+        let versions = self
+            .shards
+            .as_ref()
+            .map(ShardSet::snapshot_versions)
+            .unwrap_or_default();
+        self.health
+            .set_shards_waiting(versions.iter().filter(|version| version.is_none()).count());
+        let lowest = versions.iter().copied().min().flatten().unwrap_or_default();
+        self.metrics
+            .config_version
+            .set(i64::try_from(lowest.0).unwrap_or(i64::MAX));
+        self.metrics.ready.set(i64::from(self.health.is_ready()));
+        let Published {
+            version,
+            tenants,
+            kms_configs,
+            left_out,
+        } = state.published;
+        if versions.iter().all(|taken| *taken == Some(version)) {
+            state.settling_since = None;
+            tracing::info!(
+                version = version.0,
+                tenants,
+                kms_configs,
+                left_out,
+                "tenant configurations published"
+            );
+            if let Some(when_ready) = self.when_ready.take() {
+                when_ready(&state.published);
+            }
+        } else if !state.settle_warned && self.rt.now() - since >= SETTLE_WARN_AFTER {
+            state.settle_warned = true;
+            tracing::warn!(
+                version = version.0,
+                "a shard has not taken the new configuration after {SETTLE_WARN_AFTER:?}"
+            );
+        }
+    }
+
+    /// Lets the shards finish, then the events, while probes are still answered.
+    async fn drain(mut self, signal: i32) -> Result<(), String> {
+        self.health.drain();
+        self.metrics.ready.set(0);
+        tracing::info!(
+            signal,
+            "draining: requests under way are finished, no new ones are taken"
+        );
+        let (shards, events) = (self.shards.take(), self.events.take());
+        let commander = self.commander.clone();
+        let started = thread::Builder::new()
+            .name("tsp-drain".to_owned())
+            .spawn(move || {
+                let drained = shards.map_or(Drained::Whole, |shards| shards.drain(DRAIN_MAX));
+                if let Some(events) = events {
+                    events.stop();
+                }
+                // Nobody listens if it took so long that the process ends anyway.
+                drop(commander.send(Command::Drained(drained)));
+            });
+        if let Err(why) = started {
+            return Err(format!("no thread could be started for the drain: {why}"));
+        }
+        let give_up = self.rt.now() + DRAIN_MAX + DRAIN_SLACK;
+        loop {
+            let wait = give_up.saturating_duration_since(self.rt.now());
+            match tsp_rt::timeout(&self.rt, wait, self.commands.recv()).await {
+                Ok(Some(Command::Drained(Drained::Whole))) => {
+                    tracing::info!("drained");
+                    return Ok(());
+                }
+                Ok(Some(Command::Drained(Drained::CutOff))) => {
+                    tracing::warn!(
+                        "drained; what was not finished after {DRAIN_MAX:?} was cut off"
+                    );
+                    return Ok(());
+                }
+                // Shards end now; a second signal is seen to elsewhere.
+                Ok(Some(Command::ShardEnded(_) | Command::Signal(_))) => {}
+                Ok(None) | Err(_) => {
+                    tracing::warn!("the drain did not come to its end");
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Whether the configuration is young enough to serve with.
+struct Freshness {
+    last_good: Instant,
+    had_failed: bool,
+    fresh: bool,
+}
+
+impl Freshness {
+    fn new(now: Instant) -> Self {
+        Self {
+            last_good: now,
+            had_failed: false,
+            fresh: true,
+        }
+    }
+
+    fn good(&mut self, now: Instant) {
+        self.last_good = now;
+        self.had_failed = false;
+    }
+
+    /// The answer, if it is another than before.
+    fn changed(&mut self, now: Instant) -> Option<bool> {
+        let fresh = now.saturating_duration_since(self.last_good) < STALE_AFTER;
+        (std::mem::replace(&mut self.fresh, fresh) != fresh).then_some(fresh)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_is_stale_after_a_day_and_fresh_again_when_read() {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "an instant cannot be made otherwise"
+        )]
+        let start = Instant::now();
+        let mut freshness = Freshness::new(start);
+        assert_eq!(
+            freshness.changed(start + STALE_AFTER - Duration::from_secs(1)),
+            None
+        );
+        assert_eq!(freshness.changed(start + STALE_AFTER), Some(false));
+        assert_eq!(freshness.changed(start + STALE_AFTER * 2), None);
+        freshness.good(start + STALE_AFTER * 2);
+        assert_eq!(freshness.changed(start + STALE_AFTER * 2), Some(true));
+    }
+}

@@ -1,0 +1,57 @@
+//! What `tsp dev` prints for the person in front of it.
+
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
+
+use crate::{Listening, source::dev};
+
+/// What `tsp dev` prints, on standard error: standard output is the log, and the log never holds an API key.
+pub(crate) fn greet(listening: &Listening, key: &str, state: Option<&Path>) {
+    let reachable = |address: SocketAddr| match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => {
+            SocketAddr::new([127, 0, 0, 1].into(), address.port())
+        }
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            SocketAddr::new(std::net::Ipv6Addr::LOCALHOST.into(), address.port())
+        }
+        IpAddr::V4(_) | IpAddr::V6(_) => address,
+    };
+    let http = reachable(listening.http);
+    let health = reachable(listening.health);
+    let tenants: Vec<_> = dev::tenant_ids().collect();
+    // As a shell's word.
+    let quoted_key = key.replace('\'', r"'\''");
+    let mut text =
+        String::from("\ntsp dev: made-up tenants, for trying out. Not for real data.\n\n");
+    // Writing to a string cannot fail.
+    let _ = match state {
+        None => writeln!(
+            text,
+            "  ***  THE KEYS LIVE IN MEMORY ONLY. When this process ends, whatever was encrypted  ***\n  \
+               ***  under them can never be decrypted again. Keep them with --state FILE.         ***\n"
+        ),
+        Some(path) => writeln!(
+            text,
+            "  The keys are kept in {}. Whoever has it can decrypt.\n",
+            path.display()
+        ),
+    };
+    let _ = writeln!(text, "  base URL  http://{http}");
+    let _ = writeln!(text, "  API key   {key}");
+    let _ = writeln!(text, "  tenants   {}", tenants.join(", "));
+    let _ = writeln!(text, "  health    http://{health}/ready");
+    let _ = writeln!(text, "  metrics   http://{health}/metrics");
+    if let Some(event) = listening.event {
+        let _ = writeln!(text, "  events    tcp://{}", reachable(event));
+    }
+    let _ = writeln!(
+        text,
+        "\nTry:\n\n  curl -sS http://{http}/api/1/document/wrap -H 'Authorization: cmk {quoted_key}' \
+         -H 'Content-Type: application/json' \
+         -d '{{\"tenantId\":\"tenant-a\",\"iclFields\":{{\"requestingId\":\"me\"}},\"customFields\":{{}}}}'\n"
+    );
+    eprint!("{text}");
+}

@@ -1,0 +1,262 @@
+//! What the control plane counts, and the text of a scrape: its own families beside those of the shards.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prometheus::{
+    Encoder as _, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    proto::{Counter, Metric, MetricFamily, MetricType},
+};
+use tracing_appender::non_blocking::ErrorCounter;
+use tsp_rt::Probe;
+use tsp_shards::MetricsHub;
+
+use crate::events::EventCounters;
+
+/// Events that the event thread loses count in the same family as those that the shards could not hand over.
+const EVENT_FAILURES: &str = "tsp_real_time_security_event_failures_total";
+
+/// The control plane's own numbers. Clones share them.
+#[derive(Clone, Debug)]
+pub struct ControlMetrics {
+    registry: Registry,
+    /// Unix time, in seconds, of the last good look at the configuration.
+    pub last_refresh: IntGauge,
+    /// Failed looks at it.
+    pub refresh_failures: IntCounter,
+    /// Lowest version that any shard works with; 0 while one has none.
+    pub config_version: IntGauge,
+    /// Tenants in force.
+    pub config_tenants: IntGauge,
+    /// KMS configs in force.
+    pub config_kms: IntGauge,
+    /// Problems for which something was left out.
+    pub config_left_out: IntGauge,
+    /// 1 when `/ready` says so.
+    pub ready: IntGauge,
+    /// The event thread's.
+    pub events: EventCounters,
+}
+
+impl ControlMetrics {
+    /// Everything at zero.
+    ///
+    /// # Errors
+    /// If two families have one name, which a test rules out.
+    pub fn new(probe: &Probe) -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let info = IntGaugeVec::new(
+            Opts::new("tsp_info", "The program's version and its I/O back end."),
+            &["version", "io", "io_reason"],
+        )?;
+        let labels = [
+            env!("CARGO_PKG_VERSION"),
+            probe.backend.as_str(),
+            probe.reason.as_str(),
+        ];
+        info.with_label_values(&labels).set(1);
+        registry.register(Box::new(info))?;
+        Ok(Self {
+            last_refresh: gauge(
+                "tsp_kms_last_config_refresh_timestamp_seconds",
+                "Unix time of the last good refresh of the configuration.",
+            )?,
+            refresh_failures: counter(
+                "tsp_config_refresh_failures_total",
+                "Failed refreshes of the configuration.",
+            )?,
+            config_version: gauge(
+                "tsp_config_version",
+                "Lowest version of the configuration that any shard works with.",
+            )?,
+            config_tenants: gauge("tsp_config_tenants", "Tenants in force.")?,
+            config_kms: gauge("tsp_config_kms", "KMS configs in force.")?,
+            config_left_out: gauge(
+                "tsp_config_left_out",
+                "Problems for which a part of the configuration was left out.",
+            )?,
+            ready: gauge("tsp_ready", "Whether /ready answers 200.")?,
+            events: EventCounters {
+                pushed: counter(
+                    "tsp_events_pushed_total",
+                    "Security events given to the event socket.",
+                )?,
+                // Not registered: it is added to the shards' family of that name.
+                failed: IntCounter::new(EVENT_FAILURES, "Security events lost.")?,
+                held: gauge(
+                    "tsp_events_held",
+                    "Security events that wait for the event socket.",
+                )?,
+            },
+            registry,
+        })
+    }
+}
+
+/// Makes the text of a scrape, on any thread.
+#[derive(Debug)]
+pub struct Scrape {
+    /// The control plane's numbers.
+    pub control: ControlMetrics,
+    /// The shards' numbers.
+    pub shards: Arc<MetricsHub>,
+    /// Log lines dropped.
+    pub log_lines_dropped: ErrorCounter,
+}
+
+impl Scrape {
+    /// All families in the Prometheus text format, sorted by name.
+    #[must_use]
+    pub fn text(&self) -> Bytes {
+        let mut families = self.shards.families();
+        add_to_counter(
+            &mut families,
+            EVENT_FAILURES,
+            self.control.events.failed.get(),
+        );
+        families.extend(self.control.registry.gather());
+        let dropped = u64::try_from(self.log_lines_dropped.dropped_lines()).unwrap_or(u64::MAX);
+        families.extend([
+            counter_family(
+                "tsp_log_lines_dropped_total",
+                "Log lines dropped because standard output was too slow.",
+                dropped,
+            ),
+            counter_family(
+                "tsp_task_panics_total",
+                "Panics, each of which ended one connection.",
+                tsp_rt::task_panics(),
+            ),
+            counter_family(
+                "tsp_accept_backoffs_total",
+                "Pauses in accepting for want of file descriptors or memory.",
+                tsp_rt::accept_backoffs(),
+            ),
+        ]);
+        families.sort_by(|a, b| a.name().cmp(b.name()));
+        encode(&families)
+    }
+}
+
+fn encode(families: &[MetricFamily]) -> Bytes {
+    let mut text = Vec::new();
+    for family in families {
+        if family.get_metric().is_empty() {
+            // The encoder refuses a family without a series; readers want to know that it exists.
+            let kind = match family.get_field_type() {
+                MetricType::COUNTER => "counter",
+                MetricType::GAUGE => "gauge",
+                MetricType::HISTOGRAM => "histogram",
+                MetricType::SUMMARY => "summary",
+                MetricType::UNTYPED => "untyped",
+            };
+            let (name, help) = (family.name(), family.help());
+            text.extend(format!("# HELP {name} {help}\n# TYPE {name} {kind}\n").into_bytes());
+            continue;
+        }
+        let before = text.len();
+        if let Err(error) = TextEncoder::new().encode(std::slice::from_ref(family), &mut text) {
+            tracing::error!(%error, family = family.name(), "a family of metrics cannot be written");
+            text.truncate(before);
+        }
+    }
+    text.into()
+}
+
+/// Adds `more` to the only series of a counter.
+fn add_to_counter(families: &mut [MetricFamily], name: &str, more: u64) {
+    let Some(family) = families.iter_mut().find(|family| family.name() == name) else {
+        return;
+    };
+    let value = family
+        .get_metric()
+        .first()
+        .map_or(0.0, |metric| metric.get_counter().get_value());
+    family.set_metric(vec![counter_metric(value + as_f64(more))]);
+}
+
+fn counter_family(name: &str, help: &str, value: u64) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(MetricType::COUNTER);
+    family.set_metric(vec![counter_metric(as_f64(value))]);
+    family
+}
+
+fn counter_metric(value: f64) -> Metric {
+    let mut counter = Counter::default();
+    counter.set_value(value);
+    let mut metric = Metric::default();
+    metric.set_counter(counter);
+    metric
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus counts in f64")]
+fn as_f64(number: u64) -> f64 {
+    number as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use tsp_rt::Backend;
+
+    use super::*;
+
+    fn control() -> ControlMetrics {
+        let reason = "it was \"asked\" for".to_owned();
+        ControlMetrics::new(&Probe {
+            backend: Backend::Epoll,
+            reason,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn the_families_of_the_existing_product_are_there_with_their_types() {
+        let control = control();
+        control.last_refresh.set(7);
+        let text = String::from_utf8(encode(&control.registry.gather()).to_vec()).unwrap();
+        for line in [
+            "# TYPE tsp_kms_last_config_refresh_timestamp_seconds gauge",
+            "tsp_kms_last_config_refresh_timestamp_seconds 7",
+            "# TYPE tsp_config_refresh_failures_total counter",
+            "tsp_config_refresh_failures_total 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        assert!(
+            text.contains("io=\"epoll\",io_reason=\"it was \\\"asked\\\" for\""),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn lost_events_are_one_family_wherever_they_were_lost() {
+        let mut families = vec![counter_family(EVENT_FAILURES, "help", 2)];
+        add_to_counter(&mut families, EVENT_FAILURES, 3);
+        let text = String::from_utf8(encode(&families).to_vec()).unwrap();
+        assert!(text.ends_with(&format!("{EVENT_FAILURES} 5\n")), "{text}");
+    }
+
+    #[test]
+    fn a_family_without_a_series_is_still_told() {
+        let mut family = counter_family("tsp_x_total", "Some help.", 0);
+        family.set_metric(Vec::new());
+        let text = encode(&[family]);
+        assert_eq!(
+            text,
+            "# HELP tsp_x_total Some help.\n# TYPE tsp_x_total counter\n"
+        );
+    }
+}

@@ -1,0 +1,166 @@
+//! All that can be known, and can be wrong, before anything is bound: the variables, the machine, the configuration.
+
+use std::{io, path::PathBuf, time::SystemTime};
+
+use tsp_rt::Probe;
+use tsp_shards::Snapshot;
+use tsp_wire::{ApiKey, SnapshotVersion};
+
+use crate::{
+    DevOptions,
+    config::{Environment, Mode, Overlay, Problem, ProcessConfig, Strings as _},
+    control,
+    cores::{CorePlan, Machine},
+    source::{Ask, Polled, Source, dev, dev::DevSource, file::FileSource},
+};
+
+/// All that is known before anything is bound.
+pub(crate) struct Prepared {
+    pub(crate) config: ProcessConfig,
+    pub(crate) api_key: ApiKey,
+    pub(crate) plan: CorePlan,
+    pub(crate) probe: Probe,
+    pub(crate) source: Source,
+    pub(crate) first: Snapshot,
+    pub(crate) left_out: Vec<Problem>,
+}
+
+impl Prepared {
+    /// For `tsp`, and for `tsp check`.
+    ///
+    /// # Errors
+    /// Every problem of the variables, the machine and the file.
+    pub(crate) fn serve() -> Result<Self, Vec<Problem>> {
+        let config = ProcessConfig::from_strings(&Environment, Mode::Serve);
+        // Whatever else is wrong, the file's problems are told at the same time.
+        let path = match &config {
+            Ok(config) => config.config_file.clone(),
+            Err(_) => Environment
+                .get("TSP_CONFIG_FILE")
+                .ok()
+                .flatten()
+                .map(PathBuf::from),
+        };
+        let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else {
+            return Err(config.err().unwrap_or_default());
+        };
+        let source = Source::File(FileSource::new(path, Environment));
+        Self::new(config, None, source)
+    }
+
+    /// For `tsp dev`.
+    ///
+    /// # Errors
+    /// As [`Self::serve`].
+    pub(crate) fn dev(options: &DevOptions) -> Result<Self, Vec<Problem>> {
+        let option = |variable, name, value: &Option<String>| {
+            value.clone().map(|value| (variable, name, value))
+        };
+        let options_given = [
+            option("API_KEY", "--api-key", &options.api_key),
+            option("TSP_HTTP_BIND_ADDRESS", "--http", &options.http),
+            option("TSP_HEALTH_BIND_ADDRESS", "--health", &options.health),
+            option("TSP_EVENT_BIND_ADDRESS", "--event", &options.event),
+        ];
+        let strings = Overlay {
+            options: options_given.into_iter().flatten().collect(),
+            below: &Environment,
+        };
+        let config = ProcessConfig::from_strings(&strings, Mode::Dev);
+        let random = |why: io::Error| vec![Problem::new("random numbers", why.to_string())];
+        let source = match &options.state {
+            Some(path) => {
+                dev::ensure_state(path).map_err(|problem| vec![problem])?;
+                Source::File(FileSource::new(path.clone(), Environment))
+            }
+            None => Source::Dev(DevSource::new().map_err(random)?),
+        };
+        let new_key = dev::new_api_key().map_err(random)?;
+        Self::new(config, ApiKey::new(new_key), source)
+    }
+
+    /// Puts everything together, and gathers the problems of all parts.
+    fn new(
+        config: Result<ProcessConfig, Vec<Problem>>,
+        default_api_key: Option<ApiKey>,
+        mut source: Source,
+    ) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let config = config.map_err(|found| problems.extend(found)).ok();
+        let machine = config.as_ref().and_then(|config| {
+            let plan = CorePlan::new(&Machine::here(), &config.cores);
+            let plan = plan.map_err(|found| problems.extend(found)).ok();
+            let probe = tsp_rt::choose(config.io)
+                .map_err(|why| problems.push(Problem::new("TSP_IO", why.to_string())))
+                .ok();
+            plan.zip(probe)
+        });
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "no core runs yet that could be asked"
+        )]
+        let now = SystemTime::now();
+        let loaded = match source.poll(Ask::Always, now) {
+            Polled::New(loaded) => Some(*loaded),
+            Polled::Failed(found) => {
+                problems.extend(found);
+                None
+            }
+            // A source that was never asked before has something to say.
+            Polled::Same | Polled::StillFailed => None,
+        };
+        let (Some(mut config), Some((plan, probe)), Some(loaded)) = (config, machine, loaded)
+        else {
+            return Err(problems);
+        };
+        let Some(api_key) = config.api_key.take().or(default_api_key) else {
+            return Err(vec![Problem::new("API_KEY", "not set")]);
+        };
+        let (first, left_out) = control::snapshot(loaded, SnapshotVersion::default().next());
+        Ok(Self {
+            config,
+            api_key,
+            plan,
+            probe,
+            source,
+            first,
+            left_out,
+        })
+    }
+
+    /// What `tsp check` tells about a good configuration.
+    pub(crate) fn summary(&self) -> String {
+        let Self {
+            config,
+            plan,
+            probe,
+            first,
+            ..
+        } = self;
+        let mut lines = vec![
+            format!("client API     {}", config.http),
+            format!("health         {}", config.health),
+            match &config.events {
+                Some(events) => format!("events         {}", events.listen),
+                None => "events         off".to_owned(),
+            },
+            format!("I/O            {} ({})", probe.backend, probe.reason),
+            format!(
+                "shards         {} on cores {}",
+                plan.shard_cpus.len(),
+                plan.shard_cpus_text()
+            ),
+            format!("control plane  on core {}", plan.control_cpu_text()),
+            format!("tenants        {}", first.tenant_count()),
+            format!("KMS configs    {}", first.kms_config_count()),
+        ];
+        lines.extend(
+            config
+                .warnings
+                .iter()
+                .map(|warning| format!("warning: {warning}")),
+        );
+        lines.push("The configuration is good.".to_owned());
+        lines.join("\n")
+    }
+}

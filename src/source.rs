@@ -1,0 +1,66 @@
+//! Where snapshots come from: [`file`] and [`dev`]; a configuration broker comes later.
+//!
+//! A source is asked for the whole state again and again (level-triggered): it never hands out a change, only what
+//! is true now, and says when that is what it gave last time.
+
+pub mod dev;
+pub mod file;
+
+use std::time::SystemTime;
+
+use tsp_wire::snapshot::{KmsConfigDoc, TenantDoc};
+
+use self::{dev::DevSource, file::FileSource};
+use crate::config::Problem;
+
+/// All KMS configs and tenants, as a source has them now. The control core gives it a version.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The KMS configs that can be used.
+    pub kms: Vec<KmsConfigDoc>,
+    /// The tenants, also those whose KMS configs were left out.
+    pub tenants: Vec<TenantDoc>,
+    /// What cannot be used and was left out, while the rest is served.
+    pub left_out: Vec<Problem>,
+}
+
+/// How hard to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Only if there may be something new.
+    IfChanged,
+    /// In any case: an operator asked, or the last look failed some time ago.
+    Always,
+}
+
+/// What a look found.
+#[derive(Debug)]
+pub enum Polled {
+    /// The state that was handed out last.
+    Same,
+    /// A new state.
+    New(Box<Loaded>),
+    /// Nothing usable, and why. The last state stays in force.
+    Failed(Vec<Problem>),
+    /// Still what [`Polled::Failed`] told last time.
+    StillFailed,
+}
+
+/// One of the sources.
+#[derive(Debug)]
+pub enum Source {
+    /// A TOML file.
+    File(FileSource),
+    /// Made-up tenants.
+    Dev(DevSource),
+}
+
+impl Source {
+    /// Looks for the current state. `now` tells fresh files from settled ones.
+    pub fn poll(&mut self, ask: Ask, now: SystemTime) -> Polled {
+        match self {
+            Self::File(file) => file.poll(ask, now),
+            Self::Dev(dev) => dev.poll(),
+        }
+    }
+}
