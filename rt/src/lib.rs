@@ -7,7 +7,7 @@
 //! | --- | --- | --- |
 //! | [`Uring`] | glommio | kernels and containers that allow io_uring |
 //! | [`Epoll`] | a tokio `current_thread` runtime | everywhere else, and the control core |
-//! | `sim` (feature) | one thread, virtual time, a network in memory | deterministic tests |
+//! | `sim` (feature `sim`) | one thread, virtual time, a network in memory | deterministic tests |
 //!
 //! What holds for all of them:
 //!
@@ -32,6 +32,8 @@ pub mod mailbox;
 mod probe;
 mod random;
 mod resolve;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod socket;
 mod thread_bound;
 pub mod tls;

@@ -22,7 +22,7 @@ pub struct Staleness(Inner);
 enum Inner {
     /// The descriptor, owned by the stream; `None` once the stream has closed it, since the number may be reused.
     Socket(Rc<Cell<Option<RawFd>>>),
-    #[cfg(feature = "sim")]
+    #[cfg(any(test, feature = "sim"))]
     Sim(Rc<dyn Fn() -> bool>),
 }
 
@@ -32,12 +32,12 @@ impl Staleness {
     pub fn is_stale(&self) -> bool {
         match &self.0 {
             Inner::Socket(fd) => fd.get().is_none_or(peek_says_stale),
-            #[cfg(feature = "sim")]
+            #[cfg(any(test, feature = "sim"))]
             Inner::Sim(ask) => ask(),
         }
     }
 
-    #[cfg(feature = "sim")]
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn sim(ask: impl Fn() -> bool + 'static) -> Self {
         Self(Inner::Sim(Rc::new(ask)))
     }

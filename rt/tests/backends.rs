@@ -1,5 +1,9 @@
 //! What a core can rely on, on each real back end.
-#![expect(unused_crate_dependencies, reason = "a test binary uses a part")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test may fail by panicking"
+)]
 
 mod support;
 

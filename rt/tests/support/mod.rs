@@ -52,9 +52,8 @@ pub(crate) fn run_to_end(backend: Backend, main: impl CoreMain) -> Option<CoreEn
         ended.send(end.clone()).unwrap();
     })
     .unwrap();
-    let end = match has_ended.recv_timeout(HANG) {
-        Ok(end) => end,
-        Err(_) => panic!("on {backend}: the core hangs"),
+    let Ok(end) = has_ended.recv_timeout(HANG) else {
+        panic!("on {backend}: the core hangs")
     };
     assert_eq!(core.join(), end);
     Some(end)
