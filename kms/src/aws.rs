@@ -17,8 +17,8 @@ use tsp_wire::Dek;
 use zeroize::Zeroizing;
 
 use crate::{
-    Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsKind, KmsOperation, Session,
-    text::Clean,
+    Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsKind, KmsOperation, RemoteKms,
+    Session, Token, text::Clean,
 };
 
 use self::sigv4::{Signer, Stamp};
@@ -43,65 +43,6 @@ impl AwsKms {
 
     /// Name of the service in a signature's scope, whatever the host is called.
     const SERVICE: &str = "kms";
-
-    /// Where to connect.
-    #[must_use]
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-
-    /// The `Encrypt` request for `dek`.
-    #[must_use]
-    pub fn wrap_request(&self, dek: &Dek, session: &mut Session, now: SystemTime) -> HttpRequest {
-        let body = object(&[
-            ("KeyId", Member::Json(&self.key_id_json)),
-            ("Plaintext", Member::Bytes(dek.expose())),
-        ]);
-        self.request("TrentService.Encrypt", body, session, now)
-    }
-
-    /// The `Decrypt` request for `blob`.
-    ///
-    /// # Errors
-    /// [`KmsErrorKind::UnwrapFailed`] if no key of AWS KMS can have made `blob`: it has 1 to 6144 bytes.
-    pub fn unwrap_request(
-        &self,
-        blob: &[u8],
-        session: &mut Session,
-        now: SystemTime,
-    ) -> Result<HttpRequest, KmsError> {
-        if blob.is_empty() || blob.len() > BLOB_BYTES_MAX {
-            return Err(KmsError::new(
-                KmsErrorKind::UnwrapFailed,
-                KIND,
-                KmsOperation::Unwrap,
-                Clean::ours("the blob is not one of AWS KMS: those have 1 to 6144 bytes"),
-            ));
-        }
-        let blob = ("CiphertextBlob", Member::Bytes(blob));
-        let body = if self.unwrap_names_key {
-            object(&[blob, ("KeyId", Member::Json(&self.key_id_json))])
-        } else {
-            object(&[blob])
-        };
-        Ok(self.request("TrentService.Decrypt", body, session, now))
-    }
-
-    /// Takes the blob out of the answer to an `Encrypt`: 1 to 6144 bytes, opaque.
-    ///
-    /// # Errors
-    /// [`KmsError`], with what KMS said; see [`KmsError::kind`].
-    pub fn read_wrap(&self, answer: &HttpAnswer<'_>) -> Result<Vec<u8>, KmsError> {
-        answer::read_wrap(answer)
-    }
-
-    /// Takes the DEK out of the answer to a `Decrypt`. The caller wipes the answer's body.
-    ///
-    /// # Errors
-    /// [`KmsError`], with what KMS said; see [`KmsError::kind`].
-    pub fn read_unwrap(&self, answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {
-        answer::read_unwrap(answer)
-    }
 
     fn request(
         &self,
@@ -143,6 +84,62 @@ impl AwsKms {
             headers,
             body,
         }
+    }
+}
+
+impl RemoteKms for AwsKms {
+    fn kind(&self) -> KmsKind {
+        KIND
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn wrap_request(
+        &self,
+        dek: &Dek,
+        _token: Option<&Token>,
+        session: &mut Session,
+        now: SystemTime,
+    ) -> Result<HttpRequest, KmsError> {
+        let body = object(&[
+            ("KeyId", Member::Json(&self.key_id_json)),
+            ("Plaintext", Member::Bytes(dek.expose())),
+        ]);
+        Ok(self.request("TrentService.Encrypt", body, session, now))
+    }
+
+    fn unwrap_request(
+        &self,
+        blob: &[u8],
+        _token: Option<&Token>,
+        session: &mut Session,
+        now: SystemTime,
+    ) -> Result<HttpRequest, KmsError> {
+        if blob.is_empty() || blob.len() > BLOB_BYTES_MAX {
+            return Err(KmsError::new(
+                KmsErrorKind::UnwrapFailed,
+                KIND,
+                KmsOperation::Unwrap,
+                Clean::ours("the blob is not one of AWS KMS: those have 1 to 6144 bytes"),
+            ));
+        }
+        let blob = ("CiphertextBlob", Member::Bytes(blob));
+        let body = if self.unwrap_names_key {
+            object(&[blob, ("KeyId", Member::Json(&self.key_id_json))])
+        } else {
+            object(&[blob])
+        };
+        Ok(self.request("TrentService.Decrypt", body, session, now))
+    }
+
+    fn read_wrap(&self, answer: &HttpAnswer<'_>) -> Result<Vec<u8>, KmsError> {
+        answer::read_wrap(answer)
+    }
+
+    fn read_unwrap(&self, answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {
+        answer::read_unwrap(answer)
     }
 }
 

@@ -75,6 +75,17 @@ impl KmsError {
         .with_retry(retry)
     }
 
+    /// A token was asked for where none is used: a defect of ours.
+    pub(crate) fn without_tokens(provider: KmsKind) -> Self {
+        let sentence = Clean::ours("this KMS config uses no tokens; please report this");
+        Self::new(
+            KmsErrorKind::Authorization,
+            provider,
+            KmsOperation::Wrap,
+            sentence,
+        )
+    }
+
     /// The class of the error; also the label in metrics.
     #[must_use]
     pub fn kind(&self) -> KmsErrorKind {

@@ -6,16 +6,12 @@
 //! # The shape of a provider
 //!
 //! One file per KMS, each with one type that is made from a [`KmsConfigDoc`] and cannot be wrong afterwards: what is
-//! mistyped in a configuration becomes a [`ConfigError`] that names the member, before any call. The type has
-//!
-//! - `endpoint()`: where to connect. It is also the key of the caller's connection pools;
-//! - `wrap_request(&dek, &mut session, now)` and `unwrap_request(blob, &mut session, now)`: a signed POST, complete
-//!   but for `content-length`, which the transport knows;
-//!   Unwrapping refuses at once what is no blob of this KMS;
-//! - `read_wrap(&answer)` and `read_unwrap(&answer)`: the blob or the key, or a [`KmsError`].
+//! mistyped in a configuration becomes a [`ConfigError`] that names the member, before any call. The type implements
+//! [`RemoteKms`]: where to connect, a signed POST for a wrap and for an unwrap (complete but for `content-length`, which
+//! the transport knows), and what the answers mean.
 //!
 //! All that changes between calls lives in a [`Session`], one per shard and configuration, so that the provider itself
-//! is immutable and cores share nothing: keys derived from credentials, tokens, and what is known about the clock.
+//! is immutable and cores share nothing: keys derived from credentials, and what is known about the clock.
 //!
 //! A [`KmsError`] decides for itself whether another attempt makes sense ([`KmsError::retry`]); the caller decides only
 //! whether the deadline allows it. [`Retry::AfterClockRepair`] asks for [`Session::repair`] first.
@@ -24,12 +20,10 @@
 //!
 //! # Credentials that take a call of their own
 //!
-//! An assumed role, an OAuth grant or a login is one more request before the first. Such a provider adds two functions:
-//! one that says, from the session and the time, that a token is due (absent, close to its end, or refused), and gives
-//! the endpoint and the request that fetch it; and one that reads the answer into the session, as a secret with the
-//! time at which to renew it. `wrap_request` then takes the token from the session, and an error that means "token
-//! refused" drops it and says so by a [`Retry`] of its own. When to fetch, who waits for whom, and how long a refusal
-//! is remembered stay with the caller, as connections do.
+//! An assumed role, an OAuth grant or a login is one more request before the first. Such a provider names its credential
+//! ([`RemoteKms::credential`]), says how to get a [`Token`] for it ([`RemoteKms::token_step`]) and reads the answer
+//! ([`RemoteKms::read_token`]). When to fetch, who waits for whom, and how long a refusal is remembered stay with the
+//! caller, as connections do.
 #![forbid(unsafe_code)]
 
 mod aws;
@@ -37,8 +31,10 @@ mod config;
 mod error;
 mod http;
 mod local;
+mod remote;
 mod session;
 mod text;
+mod token;
 
 use std::fmt;
 
@@ -51,7 +47,9 @@ pub use self::{
     error::{KmsError, KmsErrorKind, Retry},
     http::{Endpoint, HttpAnswer, HttpRequest, Roots},
     local::LocalKms,
+    remote::RemoteKms,
     session::Session,
+    token::{CredentialId, Signed, Token, TokenCall, TokenStep},
 };
 
 /// One KMS config, ready for use.
@@ -59,8 +57,8 @@ pub use self::{
 pub enum Kms {
     /// The built-in KMS, which needs no network.
     Local(LocalKms),
-    /// AWS KMS.
-    Aws(Box<AwsKms>),
+    /// A KMS that is asked over the network.
+    Remote(Box<dyn RemoteKms>),
 }
 
 impl Kms {
@@ -85,7 +83,7 @@ impl Kms {
                     secret_access_key,
                     session_token: session_token.as_ref(),
                 };
-                Ok(Self::Aws(Box::new(AwsKms::from_doc(doc, &key)?)))
+                Ok(Self::Remote(Box::new(AwsKms::from_doc(doc, &key)?)))
             }
         }
     }
@@ -95,7 +93,7 @@ impl Kms {
     pub fn kind(&self) -> KmsKind {
         match self {
             Self::Local(_) => KmsKind::Local,
-            Self::Aws(_) => KmsKind::Aws,
+            Self::Remote(kms) => kms.kind(),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use http::{HeaderMap, HeaderValue};
 use proptest::prelude::*;
-use tsp_kms::{AwsKms, HttpAnswer, HttpRequest, Kms, KmsKind, KmsOperation, Retry, Session};
+use tsp_kms::{HttpAnswer, HttpRequest, Kms, KmsKind, KmsOperation, RemoteKms, Retry, Session};
 use tsp_wire::{
     Dek, Secret,
     snapshot::{KmsConfigDoc, KmsKeyDoc},
@@ -43,15 +43,16 @@ fn aws_doc() -> KmsConfigDoc {
     })
 }
 
-fn aws() -> AwsKms {
-    let Ok(Kms::Aws(aws)) = Kms::from_doc(&aws_doc()) else {
+fn aws() -> Box<dyn RemoteKms> {
+    let Ok(Kms::Remote(aws)) = Kms::from_doc(&aws_doc()) else {
         unreachable!("the document is sound")
     };
-    *aws
+    aws
 }
 
-fn wrap(aws: &AwsKms, session: &mut Session) -> HttpRequest {
-    aws.wrap_request(&Dek::fill_with(|dek| *dek = DEK), session, now())
+fn wrap(aws: &dyn RemoteKms, session: &mut Session) -> HttpRequest {
+    aws.wrap_request(&Dek::fill_with(|dek| *dek = DEK), None, session, now())
+        .unwrap()
 }
 
 /// Every spelling in which a planted secret could show up.
@@ -90,11 +91,11 @@ fn nothing_prints_a_secret() {
     assert_silent(&local);
     let kms = Kms::from_doc(&aws_doc()).unwrap();
     assert_silent(&kms);
-    let Kms::Aws(aws) = kms else {
+    let Kms::Remote(aws) = kms else {
         unreachable!("the document is of AWS")
     };
     let mut session = Session::default();
-    let request = wrap(&aws, &mut session);
+    let request = wrap(&*aws, &mut session);
     // The canary is there to be seen: in the header and in the body.
     assert_eq!(request.headers["x-amz-security-token"], TOKEN);
     assert!(String::from_utf8_lossy(&request.body).contains("Q0FOQVJZZGVrQ0FO"));

@@ -50,15 +50,15 @@ pub(crate) async fn wrap<R: Rt>(
             core.rt.random(&mut nonce);
             local.wrap(tenant.id.as_str(), dek, nonce)
         }
-        Kms::Aws(aws) => {
+        Kms::Remote(remote) => {
             let operation = Operation {
                 tenant,
                 config,
                 kind: kms.kind(),
                 operation: KmsOperation::Wrap,
-                endpoint: aws.endpoint(),
-                request: |session: &mut Session, now| Ok(aws.wrap_request(dek, session, now)),
-                answer: |answer: &HttpAnswer<'_>| aws.read_wrap(answer),
+                endpoint: remote.endpoint(),
+                request: |session: &mut Session, now| remote.wrap_request(dek, None, session, now),
+                answer: |answer: &HttpAnswer<'_>| remote.read_wrap(answer),
             };
             core.upstream.operate(operation, deadline).await?
         }
@@ -140,15 +140,17 @@ async fn kms_unwrap<R: Rt>(
         .ok_or(OpError::KmsConfigBroken(config.id))?;
     Ok(match kms {
         Kms::Local(local) => local.unwrap(tenant.id.as_str(), blob)?,
-        Kms::Aws(aws) => {
+        Kms::Remote(remote) => {
             let operation = Operation {
                 tenant,
                 config,
                 kind: kms.kind(),
                 operation: KmsOperation::Unwrap,
-                endpoint: aws.endpoint(),
-                request: |session: &mut Session, now| aws.unwrap_request(blob, session, now),
-                answer: |answer: &HttpAnswer<'_>| aws.read_unwrap(answer),
+                endpoint: remote.endpoint(),
+                request: |session: &mut Session, now| {
+                    remote.unwrap_request(blob, None, session, now)
+                },
+                answer: |answer: &HttpAnswer<'_>| remote.read_unwrap(answer),
             };
             core.upstream.operate(operation, deadline).await?
         }

@@ -51,9 +51,9 @@ fn with_token(mut doc: KmsConfigDoc, access_key: &str, token: &str) -> KmsConfig
     doc
 }
 
-fn aws(doc: &KmsConfigDoc) -> AwsKms {
+fn aws(doc: &KmsConfigDoc) -> Box<dyn RemoteKms> {
     match Kms::from_doc(doc).unwrap() {
-        Kms::Aws(aws) => *aws,
+        Kms::Remote(aws) => aws,
         Kms::Local(_) => panic!("the document is of AWS"),
     }
 }
@@ -121,7 +121,9 @@ fn whole_requests_are_those_that_botocore_signs() {
         if let Some(token) = input["session_token"].as_str() {
             doc = with_token(doc, &text(&input["access_key_id"]), token);
         }
-        let request = aws(&doc).wrap_request(&dek(), &mut Session::default(), now());
+        let request = aws(&doc)
+            .wrap_request(&dek(), None, &mut Session::default(), now())
+            .unwrap();
         assert_eq!(
             String::from_utf8_lossy(&request.body),
             expected_body,
@@ -173,13 +175,14 @@ fn endpoints_headers_and_bodies_are_those_of_a_stock_sdk() {
             let blob = BASE64
                 .decode(body["CiphertextBlob"].as_str().unwrap())
                 .unwrap();
-            aws.unwrap_request(&blob, &mut Session::default(), now())
+            aws.unwrap_request(&blob, None, &mut Session::default(), now())
                 .unwrap()
         } else {
             if !same_partition {
                 body["KeyId"] = "1234abcd".into();
             }
-            aws.wrap_request(&dek(), &mut Session::default(), now())
+            aws.wrap_request(&dek(), None, &mut Session::default(), now())
+                .unwrap()
         };
 
         assert_eq!(format!("https://{}/", aws.endpoint().host), url, "{name}");
@@ -220,8 +223,10 @@ fn a_request_is_a_post_to_the_root_with_its_secrets_marked() {
     );
     let aws = aws(&doc);
     let mut session = Session::default();
-    let wrap = aws.wrap_request(&dek(), &mut session, now());
-    let unwrap = aws.unwrap_request(&[7; 6144], &mut session, now()).unwrap();
+    let wrap = aws.wrap_request(&dek(), None, &mut session, now()).unwrap();
+    let unwrap = aws
+        .unwrap_request(&[7; 6144], None, &mut session, now())
+        .unwrap();
     for request in [wrap, unwrap] {
         assert_eq!(request.path, "/");
         assert_eq!(
@@ -251,10 +256,14 @@ fn an_unwrap_names_a_key_but_not_an_alias() {
     for (key_id, named) in cases {
         let aws = aws(&doc("us-east-1", key_id));
         let mut session = Session::default();
-        let wrap = json(&aws.wrap_request(&dek(), &mut session, now()).body);
+        let wrap = json(
+            &aws.wrap_request(&dek(), None, &mut session, now())
+                .unwrap()
+                .body,
+        );
         assert_eq!(wrap["KeyId"], key_id);
         let unwrap = json(
-            &aws.unwrap_request(b"blob", &mut session, now())
+            &aws.unwrap_request(b"blob", None, &mut session, now())
                 .unwrap()
                 .body,
         );
@@ -266,7 +275,8 @@ fn an_unwrap_names_a_key_but_not_an_alias() {
 fn a_key_id_cannot_break_out_of_the_json() {
     let aws = aws(&doc("us-east-1", "alias/a\",\"GrantTokens\":[\"x\\"));
     let body = json(
-        &aws.wrap_request(&dek(), &mut Session::default(), now())
+        &aws.wrap_request(&dek(), None, &mut Session::default(), now())
+            .unwrap()
             .body,
     );
     assert_eq!(body.as_object().unwrap().len(), 2);
@@ -278,7 +288,7 @@ fn a_blob_that_cannot_be_one_is_refused_without_a_call() {
     let aws = aws(&doc("us-east-1", KEY_ARN));
     for blob in [vec![], vec![0; 6145], vec![0; 1 << 20]] {
         let error = aws
-            .unwrap_request(&blob, &mut Session::default(), now())
+            .unwrap_request(&blob, None, &mut Session::default(), now())
             .unwrap_err();
         assert_eq!(
             (error.kind(), error.retry()),
@@ -310,7 +320,9 @@ fn each_partition_has_its_hosts() {
             roots: Roots::Public,
         };
         assert_eq!(aws.endpoint(), &expected);
-        let request = aws.wrap_request(&dek(), &mut Session::default(), now());
+        let request = aws
+            .wrap_request(&dek(), None, &mut Session::default(), now())
+            .unwrap();
         assert_eq!(header(&request, "host"), host);
     }
 }
@@ -358,7 +370,9 @@ fn a_custom_endpoint_changes_the_host_but_not_the_scope() {
             roots: Roots::Public,
         };
         assert_eq!(aws.endpoint(), &expected, "{url}");
-        let request = aws.wrap_request(&dek(), &mut Session::default(), now());
+        let request = aws
+            .wrap_request(&dek(), None, &mut Session::default(), now())
+            .unwrap();
         assert_eq!(header(&request, "host"), host_header);
         assert!(
             header(&request, "authorization").contains("/20260115/eu-west-1/kms/aws4_request,")
@@ -670,12 +684,12 @@ fn base64_is_the_standard_alphabet_with_padding() {
 
 /// Answers as KMS does when it checks a request's time: five minutes either way.
 fn checked(
-    aws: &AwsKms,
+    aws: &dyn RemoteKms,
     session: &mut Session,
     ours: SystemTime,
     theirs: SystemTime,
 ) -> Result<(), KmsError> {
-    let request = aws.wrap_request(&dek(), session, ours);
+    let request = aws.wrap_request(&dek(), None, session, ours).unwrap();
     let spell = |time| {
         Stamp::new(crate::session::unix_seconds(time))
             .time()
@@ -715,17 +729,17 @@ fn a_clock_four_minutes_off_is_fine_and_six_are_repaired_once() {
             }
         };
         let mut session = Session::default();
-        checked(&aws, &mut session, off(240), now()).unwrap();
-        let error = checked(&aws, &mut session, off(360), now()).unwrap_err();
+        checked(&*aws, &mut session, off(240), now()).unwrap();
+        let error = checked(&*aws, &mut session, off(360), now()).unwrap_err();
         assert!(session.repair(&error));
         for hours in 0..48 {
             let later = Duration::from_secs(3600 * hours);
-            checked(&aws, &mut session, off(360) + later, now() + later).unwrap();
+            checked(&*aws, &mut session, off(360) + later, now() + later).unwrap();
         }
         // Somebody sets the clock right: the remembered offset is the fault now, and goes.
-        let error = checked(&aws, &mut session, now(), now()).unwrap_err();
+        let error = checked(&*aws, &mut session, now(), now()).unwrap_err();
         assert!(session.repair(&error));
-        checked(&aws, &mut session, now(), now()).unwrap();
+        checked(&*aws, &mut session, now(), now()).unwrap();
     }
 }
 
@@ -738,16 +752,18 @@ fn a_request_signed_just_before_midnight_keeps_its_day() {
         (Duration::from_millis(1), "20251231T235959Z", "/20251231/"),
         (Duration::ZERO, "20260101T000000Z", "/20260101/"),
     ] {
-        let request = aws.wrap_request(&dek(), &mut session, midnight - before);
+        let request = aws
+            .wrap_request(&dek(), None, &mut session, midnight - before)
+            .unwrap();
         assert_eq!(header(&request, "x-amz-date"), stamp);
         assert!(header(&request, "authorization").contains(day));
     }
     // A repaired clock moves the day of the signature with it.
     let theirs = midnight + Duration::from_secs(360);
     let ours = midnight - Duration::from_secs(60);
-    let error = checked(&aws, &mut session, ours, theirs).unwrap_err();
+    let error = checked(&*aws, &mut session, ours, theirs).unwrap_err();
     assert!(session.repair(&error));
-    let request = aws.wrap_request(&dek(), &mut session, ours);
+    let request = aws.wrap_request(&dek(), None, &mut session, ours).unwrap();
     assert_eq!(header(&request, "x-amz-date"), "20260101T000600Z");
     assert!(header(&request, "authorization").contains("/20260101/"));
 }
@@ -760,7 +776,7 @@ fn times_that_no_date_can_express_do_not_panic() {
         UNIX_EPOCH - Duration::from_secs(1),
         UNIX_EPOCH + Duration::from_secs(1 << 60),
     ] {
-        let request = aws.wrap_request(&dek(), &mut session, time);
+        let request = aws.wrap_request(&dek(), None, &mut session, time).unwrap();
         assert_eq!(header(&request, "x-amz-date").len(), 16);
     }
 }
