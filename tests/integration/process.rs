@@ -106,7 +106,7 @@ on_both! {
         proxy.signal(Signal::INT);
         proxy.log.wait_json(from, "line about the drain", |line| line["message"].as_str().is_some_and(|text| text.contains("drain")));
         proxy.signal(Signal::INT);
-        proxy.wait_for_end();
+        assert_eq!(proxy.wait_for_end().code, Some(128 + 2));
     }
 
     fn a_hang_up_signal_reads_the_file_again(io) {
