@@ -231,6 +231,7 @@ const fn api_name(operation: KmsOperation) -> &'static str {
     match operation {
         KmsOperation::Wrap => "Encrypt",
         KmsOperation::Unwrap => "Decrypt",
+        KmsOperation::Token => "AssumeRole",
     }
 }
 

@@ -24,6 +24,27 @@ pub struct KmsError {
     code: Option<Clean>,
     request_id: Option<Clean>,
     sentence: Clean,
+    /// What the next step towards a token may need to know.
+    hint: Option<Box<Hint>>,
+}
+
+/// What the KMS said for the sake of the next token.
+#[derive(Clone, Debug, Default)]
+struct Hint {
+    /// The time at the KMS.
+    server_time: Option<SystemTime>,
+    /// Claims that the next token must make, as the KMS wrote them.
+    claims: Option<Claims>,
+}
+
+/// Claims that a token must make: text of a KMS, for its token endpoint only.
+#[derive(Clone)]
+struct Claims(String);
+
+impl fmt::Debug for Claims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Claims({} bytes)", self.0.len())
+    }
 }
 
 impl KmsError {
@@ -41,6 +62,7 @@ impl KmsError {
             code: None,
             request_id: None,
             sentence,
+            hint: None,
         }
     }
 
@@ -54,6 +76,30 @@ impl KmsError {
 
     pub(crate) fn with_request_id(self, request_id: Option<Clean>) -> Self {
         Self { request_id, ..self }
+    }
+
+    /// Remembers the time at the KMS, for a token whose own times must fit it.
+    pub(crate) fn with_server_time(mut self, server_time: Option<SystemTime>) -> Self {
+        if server_time.is_some() {
+            self.hint.get_or_insert_default().server_time = server_time;
+        }
+        self
+    }
+
+    /// Remembers claims that the next token must make, for [`RemoteKms::token_step`](crate::RemoteKms::token_step).
+    pub(crate) fn with_claims(mut self, claims: String) -> Self {
+        self.hint.get_or_insert_default().claims = Some(Claims(claims));
+        self
+    }
+
+    /// The time at the KMS, if the refusal of a token came with it.
+    pub(crate) fn server_time(&self) -> Option<SystemTime> {
+        self.hint.as_ref()?.server_time
+    }
+
+    /// The claims that the next token must make.
+    pub(crate) fn claims(&self) -> Option<&str> {
+        Some(&self.hint.as_ref()?.claims.as_ref()?.0)
     }
 
     /// The KMS could not be asked: name resolution, connection, TLS, timeout, an open breaker. `why` is cleaned and says
@@ -77,12 +123,21 @@ impl KmsError {
 
     /// A token was asked for where none is used: a defect of ours.
     pub(crate) fn without_tokens(provider: KmsKind) -> Self {
-        let sentence = Clean::ours("this KMS config uses no tokens; please report this");
         Self::new(
             KmsErrorKind::Authorization,
             provider,
-            KmsOperation::Wrap,
-            sentence,
+            KmsOperation::Token,
+            Clean::ours("this KMS config uses no tokens; please report this"),
+        )
+    }
+
+    /// A request was to be made without its token, or with another KMS's: a defect of ours.
+    pub(crate) fn missing_token(provider: KmsKind, operation: KmsOperation) -> Self {
+        Self::new(
+            KmsErrorKind::Authorization,
+            provider,
+            operation,
+            Clean::ours("there is no token to ask it with; please report this"),
         )
     }
 
@@ -137,12 +192,13 @@ impl KmsError {
 
 impl fmt::Display for KmsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} could not {} the key",
-            self.provider.title(),
-            self.operation
-        )?;
+        match self.operation {
+            KmsOperation::Wrap | KmsOperation::Unwrap => {
+                let title = self.provider.title();
+                write!(f, "{title} could not {} the key", self.operation)?;
+            }
+            KmsOperation::Token => write!(f, "{} gave no token", self.provider.token_giver())?,
+        }
         match (self.code(), self.request_id()) {
             (Some(code), Some(id)) => write!(f, " ({code}, request {id})")?,
             (Some(code), None) => write!(f, " ({code})")?,
@@ -155,7 +211,9 @@ impl fmt::Display for KmsError {
         }
         let remedy = match self.retry {
             Retry::AfterClockRepair { .. } => "The proxy's clock and the KMS's disagree.",
-            Retry::No | Retry::Transient | Retry::Throttled { .. } => self.kind.remedy(),
+            Retry::No | Retry::Transient | Retry::Throttled { .. } | Retry::AfterNewToken => {
+                self.kind.remedy(self.operation)
+            }
         };
         if remedy.is_empty() {
             Ok(())
@@ -228,8 +286,11 @@ impl KmsErrorKind {
     }
 
     /// Who can mend it, where that is always the same.
-    const fn remedy(self) -> &'static str {
+    const fn remedy(self, operation: KmsOperation) -> &'static str {
         match self {
+            Self::Configuration if matches!(operation, KmsOperation::Token) => {
+                "Check what the credentials in the KMS config are allowed to do."
+            }
             Self::WrapFailed | Self::UnwrapFailed | Self::Unreachable => "",
             Self::Authorization => "Check the credentials in the KMS config.",
             Self::Configuration => "Check the key and its permissions in the KMS config.",
@@ -256,4 +317,6 @@ pub enum Retry {
         /// The time at the KMS.
         server_time: SystemTime,
     },
+    /// With a fresh token: the KMS does not take this one. A second refusal means the credential itself.
+    AfterNewToken,
 }

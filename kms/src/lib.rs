@@ -75,6 +75,8 @@ impl Kms {
                 access_key_id,
                 secret_access_key,
                 session_token,
+                assume_role: _,
+                sts_endpoint: _,
             } => {
                 let key = AwsKey {
                     key_id,
@@ -84,6 +86,9 @@ impl Kms {
                     session_token: session_token.as_ref(),
                 };
                 Ok(Self::Remote(Box::new(AwsKms::from_doc(doc, &key)?)))
+            }
+            KmsKeyDoc::Gcp { .. } | KmsKeyDoc::Azure { .. } | KmsKeyDoc::Thales { .. } => {
+                Err(ConfigError::new("type", "one that this version knows"))
             }
         }
     }
@@ -136,6 +141,15 @@ impl KmsKind {
             Self::Local => "local KMS",
         }
     }
+
+    /// Who gives the tokens, in sentences.
+    const fn token_giver(self) -> &'static str {
+        match self {
+            Self::Aws => "AWS STS",
+            Self::Azure => "Microsoft Entra ID",
+            Self::Gcp | Self::Thales | Self::Local => self.title(),
+        }
+    }
 }
 
 impl fmt::Display for KmsKind {
@@ -151,6 +165,8 @@ pub enum KmsOperation {
     Wrap,
     /// Decrypt a DEK.
     Unwrap,
+    /// Give a token for a credential, which the other two need first.
+    Token,
 }
 
 impl KmsOperation {
@@ -160,14 +176,17 @@ impl KmsOperation {
         match self {
             Self::Wrap => "wrap",
             Self::Unwrap => "unwrap",
+            Self::Token => "token",
         }
     }
 
-    /// What failed when the KMS understood us but gave nothing usable.
+    /// What failed when the KMS refused what we sent, and neither the key nor the credential is known to be at fault.
     const fn failed(self) -> KmsErrorKind {
         match self {
             Self::Wrap => KmsErrorKind::WrapFailed,
             Self::Unwrap => KmsErrorKind::UnwrapFailed,
+            // Without a token the credential remains unproven, whatever the reason.
+            Self::Token => KmsErrorKind::Authorization,
         }
     }
 }

@@ -23,7 +23,7 @@ impl Session {
     pub fn repair(&mut self, error: &KmsError) -> bool {
         match error.retry() {
             Retry::AfterClockRepair { server_time } => self.clock.repair(server_time),
-            Retry::No | Retry::Transient | Retry::Throttled { .. } => false,
+            Retry::No | Retry::Transient | Retry::Throttled { .. } | Retry::AfterNewToken => false,
         }
     }
 }

@@ -40,6 +40,8 @@ fn aws_doc() -> KmsConfigDoc {
         access_key_id: "ASIAIOSFODNN7EXAMPLE".to_owned(),
         secret_access_key: Secret::new(SECRET.to_owned()),
         session_token: Some(Secret::new(TOKEN.to_owned())),
+        assume_role: None,
+        sts_endpoint: None,
     })
 }
 

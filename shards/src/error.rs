@@ -153,7 +153,10 @@ impl OpError {
             Self::Kms(why) => ErrorResponse {
                 retry_after: match why.retry() {
                     Retry::Throttled { after } => after,
-                    Retry::No | Retry::Transient | Retry::AfterClockRepair { .. } => None,
+                    Retry::No
+                    | Retry::Transient
+                    | Retry::AfterClockRepair { .. }
+                    | Retry::AfterNewToken => None,
                 },
                 ..ErrorResponse::new(why.kind().tsp_code(), why.to_string())
             },

@@ -124,7 +124,11 @@ const fn kms_index(kind: Option<KmsKind>) -> usize {
     }
 }
 
-const KMS_OPERATIONS: [KmsOperation; 2] = [KmsOperation::Wrap, KmsOperation::Unwrap];
+const KMS_OPERATIONS: [KmsOperation; 3] = [
+    KmsOperation::Wrap,
+    KmsOperation::Unwrap,
+    KmsOperation::Token,
+];
 
 /// Every pair of HTTP status and TSP code that an answer can have.
 #[expect(
@@ -305,6 +309,7 @@ impl ShardMetrics {
         let operation = match operation {
             KmsOperation::Wrap => 0,
             KmsOperation::Unwrap => 1,
+            KmsOperation::Token => 2,
         };
         let status = match status {
             None => KMS_STATUSES.len(),

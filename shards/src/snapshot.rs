@@ -329,6 +329,8 @@ mod tests {
             access_key_id: "AKIDEXAMPLE".into(),
             secret_access_key: Secret::new("canary-secret".into()),
             session_token: Some(Secret::new("canary-token".into())),
+            assume_role: None,
+            sts_endpoint: None,
         };
         KmsConfigDoc { key, ..local(id) }
     }

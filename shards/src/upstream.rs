@@ -128,7 +128,8 @@ impl<R: Rt> Upstream<R> {
                 Err(why) => why,
             };
             let (price, pause) = match why.retry() {
-                Retry::No => return Err(why),
+                // Tokens are not fetched yet.
+                Retry::No | Retry::AfterNewToken => return Err(why),
                 Retry::Transient => (
                     RetryBudget::TRANSIENT,
                     self.random_pause(TRANSIENT_PAUSE_MAX),

@@ -52,7 +52,91 @@ pub enum KmsKeyDoc {
         secret_access_key: Secret<String>,
         /// Goes with temporary credentials.
         session_token: Option<Secret<String>>,
+        /// The role to use the key in. Absent: the credentials above use it themselves.
+        assume_role: Option<AssumeRoleDoc>,
+        /// URL that replaces the region's public host of AWS STS, which hands out the role.
+        sts_endpoint: Option<String>,
     },
+    /// Google Cloud KMS.
+    Gcp {
+        /// The service account.
+        client_email: String,
+        /// Its private key (RSA) in PEM.
+        private_key: Secret<String>,
+        /// The id of the private key. Google finds the key without it, too.
+        private_key_id: Option<String>,
+        /// The project that holds the key ring.
+        project_id: String,
+        /// Region, multi-region or `global`.
+        location_id: String,
+        /// The key ring.
+        key_ring_id: String,
+        /// The key in it, of the purpose `ENCRYPT_DECRYPT`.
+        crypto_key_id: String,
+        /// How the service account proves itself.
+        token: GcpTokenKind,
+        /// URL, with its path, that replaces Google's public token endpoint.
+        token_endpoint: Option<String>,
+    },
+    /// Azure Key Vault or Managed HSM.
+    Azure {
+        /// The application.
+        client_id: String,
+        /// Its secret, or else a certificate.
+        client_secret: Option<Secret<String>>,
+        /// Its certificate and the certificate's private key, both in one PEM text.
+        client_certificate: Option<Secret<String>>,
+        /// The Entra tenant that the application and the vault belong to.
+        tenant_guid: String,
+        /// Such as `https://acme.vault.azure.net`.
+        vault_base_url: String,
+        /// The key in the vault.
+        key_name: String,
+        /// URL that replaces the cloud's public token authority.
+        authority: Option<String>,
+    },
+    /// Thales CipherTrust Manager.
+    Thales {
+        /// The user.
+        username: String,
+        /// Its password.
+        password: Secret<String>,
+        /// The domain that the user was created in, often `root`.
+        auth_domain: String,
+        /// Where the user is known, often `local_account`.
+        connection: String,
+        /// The appliance's URL.
+        service_url: String,
+        /// Name or id of the key.
+        key_id: String,
+        /// The name to check the appliance's certificate for, instead of the URL's host.
+        server_name: Option<String>,
+        /// The SHA-256 hash of the certificate's public key (RFC 7469, section 2.4), in base64.
+        spki_pin: Option<String>,
+    },
+}
+
+/// An AWS role that uses the key, and whom it is assumed by (AWS STS API, `AssumeRole`).
+#[derive(Debug)]
+pub struct AssumeRoleDoc {
+    /// Its ARN.
+    pub role_arn: String,
+    /// What the role's trust policy asks for, so that nobody can be tricked into assuming it for somebody else.
+    pub external_id: Option<Secret<String>>,
+    /// The name under which the role's account logs what was done.
+    pub session_name: Option<String>,
+    /// How long a session lasts, in seconds.
+    pub duration_s: Option<u32>,
+}
+
+/// How a Google service account proves itself to Cloud KMS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GcpTokenKind {
+    /// With a JSON Web Token that it signs itself.
+    #[default]
+    SelfSigned,
+    /// With an access token, which the token endpoint gives for a signed JSON Web Token.
+    Endpoint,
 }
 
 /// One tenant and the KMS configs that serve it.
@@ -96,6 +180,43 @@ mod tests {
             access_key_id: "AKIDEXAMPLE".to_owned(),
             secret_access_key: canary("secret-access-key"),
             session_token,
+            assume_role: Some(AssumeRoleDoc {
+                role_arn: "arn:aws:iam::111122223333:role/tsp".to_owned(),
+                external_id: Some(canary("external-id")),
+                session_name: None,
+                duration_s: Some(3600),
+            }),
+            sts_endpoint: None,
+        };
+        let gcp = KmsKeyDoc::Gcp {
+            client_email: "tsp@acme.iam.gserviceaccount.com".to_owned(),
+            private_key: canary("private-key"),
+            private_key_id: None,
+            project_id: "acme".to_owned(),
+            location_id: "europe-west1".to_owned(),
+            key_ring_id: "tsp".to_owned(),
+            crypto_key_id: "documents".to_owned(),
+            token: GcpTokenKind::default(),
+            token_endpoint: None,
+        };
+        let azure = KmsKeyDoc::Azure {
+            client_id: "11111111-2222-3333-4444-555555555555".to_owned(),
+            client_secret: Some(canary("client-secret")),
+            client_certificate: Some(canary("client-certificate")),
+            tenant_guid: "66666666-7777-8888-9999-000000000000".to_owned(),
+            vault_base_url: "https://acme.vault.azure.net".to_owned(),
+            key_name: "documents".to_owned(),
+            authority: None,
+        };
+        let thales = KmsKeyDoc::Thales {
+            username: "tsp".to_owned(),
+            password: canary("password"),
+            auth_domain: "root".to_owned(),
+            connection: "local_account".to_owned(),
+            service_url: "https://ciphertrust.example.com".to_owned(),
+            key_id: "documents".to_owned(),
+            server_name: None,
+            spki_pin: None,
         };
         let doc = SnapshotDoc {
             version: SnapshotVersion(7),
@@ -108,6 +229,9 @@ mod tests {
                 ),
                 config(2, aws(Some(canary("session-token")))),
                 config(3, aws(None)),
+                config(4, gcp),
+                config(5, azure),
+                config(6, thales),
             ],
             tenants: vec![TenantDoc {
                 id: "acme".to_owned(),
@@ -120,6 +244,7 @@ mod tests {
         };
         for printed in [format!("{doc:?}"), format!("{doc:#?}")] {
             assert!(printed.contains("acme") && printed.contains("eu-central-1"));
+            assert_eq!(printed.matches("Secret(redacted)").count(), 10);
             for canary in ["CANARY", "202", "0xca", "caca"] {
                 assert!(!printed.contains(canary), "{canary}: {printed}");
             }

@@ -23,6 +23,8 @@ fn doc(region: &str, key_id: &str) -> KmsConfigDoc {
             access_key_id: "AKIAIOSFODNN7EXAMPLE".to_owned(),
             secret_access_key: Secret::new("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned()),
             session_token: None,
+            assume_role: None,
+            sts_endpoint: None,
         },
         endpoint: None,
         allow_insecure: false,
@@ -530,6 +532,8 @@ fn wrong_credentials_are_refused_and_not_repeated() {
             access_key_id: id.to_owned(),
             secret_access_key: Secret::new(secret.to_owned()),
             session_token: token.map(|token| Secret::new(token.to_owned())),
+            assume_role: None,
+            sts_endpoint: None,
         };
         let error = Kms::from_doc(&doc).unwrap_err();
         assert!(!format!("{error} {error:?}").contains(canary));

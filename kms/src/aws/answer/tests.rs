@@ -28,6 +28,7 @@ fn refused(operation: KmsOperation, status: u16, pairs: Pairs<'_>, body: &str) -
     match operation {
         KmsOperation::Wrap => read_wrap(&answer).unwrap_err(),
         KmsOperation::Unwrap => read_unwrap(&answer).unwrap_err(),
+        KmsOperation::Token => panic!("not read here"),
     }
 }
 
@@ -54,6 +55,7 @@ fn again(error: &KmsError) -> Again {
         Retry::Transient => Again::Soon,
         Retry::Throttled { .. } => Again::Later,
         Retry::AfterClockRepair { .. } => panic!("needs a date to repair by"),
+        Retry::AfterNewToken => panic!("static keys have no token"),
     }
 }
 
