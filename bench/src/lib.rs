@@ -1,1 +1,180 @@
-//! Placeholder.
+//! What the paths of a request cost without the kernel: one file in `benches/` per path, and here what they share.
+//!
+//! `cargo bench -p tsp-bench` measures with criterion, `cargo bench -p tsp-bench --bench parse -- wrap` only some.
+//! `cargo test` runs every case once. A case's result is asserted before its time is taken, so that nothing is measured
+//! that does not work.
+#![forbid(unsafe_code)]
+
+use std::{
+    env, fmt,
+    hint::black_box,
+    io::{self, Write as _},
+    time::{Duration, SystemTime},
+};
+
+use criterion::Criterion;
+use tsp_kms::{Kms, LocalKms, RemoteKms};
+use tsp_wire::{
+    Dek, KmsConfigId, Secret,
+    snapshot::{KmsConfigDoc, KmsKeyDoc},
+};
+
+/// One thing to measure.
+pub struct Case<'a> {
+    name: &'static str,
+    run: Box<dyn FnMut() + 'a>,
+}
+
+impl fmt::Debug for Case<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Case").field(&self.name).finish()
+    }
+}
+
+impl<'a> Case<'a> {
+    /// Measures `run`; dropping its result counts.
+    pub fn new<T>(name: &'static str, mut run: impl FnMut() -> T + 'a) -> Self {
+        let run = Box::new(move || {
+            black_box(run());
+        });
+        Self { name, run }
+    }
+}
+
+/// The main function of every bench: measures under `cargo bench`, runs each case once otherwise.
+///
+/// It does not leave the second to criterion, which ends with an error at options that it does not know, such as the
+/// `--test-threads` of `cargo test`.
+///
+/// # Errors
+/// If standard output is gone.
+pub fn main(group: &str, cases: Vec<Case<'_>>) -> io::Result<()> {
+    if env::args().any(|argument| argument == "--bench") {
+        let mut criterion = Criterion::default().configure_from_args();
+        let mut group = criterion.benchmark_group(group);
+        for Case { name, mut run } in cases {
+            group.bench_function(name, |bencher| bencher.iter(&mut run));
+        }
+        group.finish();
+        criterion.final_summary();
+        return Ok(());
+    }
+    let mut out = io::stdout().lock();
+    let count = cases.len();
+    for Case { name, mut run } in cases {
+        run();
+        writeln!(out, "test {group}/{name} ... ok")?;
+    }
+    // In the form of the other tests, so that whoever counts those counts these.
+    writeln!(
+        out,
+        "\ntest result: ok. {count} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out"
+    )
+}
+
+/// The tenant of all requests.
+pub const TENANT: &str = "tenant-a";
+
+/// Ids in a batch: as many as the published SDKs' own tests send.
+pub const BATCH_ITEMS: usize = 100;
+
+/// The body of a wrap as an SDK with all fields set sends it.
+pub const WRAP_BODY: &str = r#"{"tenantId":"tenant-a","iclFields":{"requestingId":"billing-service","dataLabel":"medical-record","sourceIp":"192.0.2.17","objectId":"record-0000004711","requestId":"7d3f1c52-90a4-4f0e-8a55-0d7d1a2b3c4d"},"customFields":{"region":"eu-central","service":"billing"}}"#;
+
+/// [`WRAP_BODY`] with one more member.
+#[must_use]
+pub fn body_with(member: &str) -> Vec<u8> {
+    let open = WRAP_BODY.strip_suffix('}').unwrap_or(WRAP_BODY);
+    format!("{open},{member}}}").into()
+}
+
+/// The body of a batch wrap of [`BATCH_ITEMS`] ids.
+#[must_use]
+pub fn batch_wrap_body() -> Vec<u8> {
+    let ids: Vec<_> = (0..BATCH_ITEMS)
+        .map(|item| format!("\"document-{item:04}\""))
+        .collect();
+    body_with(&format!("\"documentIds\":[{}]", ids.join(",")))
+}
+
+/// A key that is no secret.
+#[must_use]
+pub fn dek() -> Dek {
+    Dek::fill_with(|bytes| bytes.fill(0x5a))
+}
+
+/// The number of the KMS config in all EDEKs.
+///
+/// # Panics
+/// Never: 41 is one.
+#[must_use]
+#[expect(clippy::expect_used, reason = "41 is the number of a KMS config")]
+pub fn config_id() -> KmsConfigId {
+    KmsConfigId::new(41).expect("41 is the number of a KMS config")
+}
+
+fn config(key: KmsKeyDoc) -> KmsConfigDoc {
+    KmsConfigDoc {
+        id: 41,
+        leasing_allowed: false,
+        key,
+        endpoint: None,
+        allow_insecure: false,
+        ca_pem: None,
+    }
+}
+
+/// A local KMS.
+#[must_use]
+pub fn local_kms() -> LocalKms {
+    LocalKms::new(&Secret::new([7; 32]))
+}
+
+/// Credentials that no account has: access key id and secret, of the usual lengths.
+pub const AWS_CREDENTIALS: (&str, &str) = (
+    "AKIAIOSFODNN7EXAMPLE",
+    "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+);
+
+/// A session token of the usual length, 356 characters.
+#[must_use]
+pub fn aws_session_token() -> String {
+    "FwoGZXIvYXdzEXAMPLE/"
+        .repeat(18)
+        .chars()
+        .take(356)
+        .collect()
+}
+
+/// An AWS KMS, with temporary credentials or with lasting ones.
+///
+/// # Panics
+/// If the configuration is refused.
+#[must_use]
+#[expect(
+    clippy::panic,
+    reason = "a fixture that does not stand is a mistake in this file"
+)]
+pub fn aws_kms(session_token: Option<String>) -> Box<dyn RemoteKms> {
+    let (access_key_id, secret_access_key) = AWS_CREDENTIALS;
+    let key = KmsKeyDoc::Aws {
+        key_id: "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+            .to_owned(),
+        region: "eu-west-1".to_owned(),
+        access_key_id: access_key_id.to_owned(),
+        secret_access_key: Secret::new(secret_access_key.to_owned()),
+        session_token: session_token.map(Secret::new),
+        assume_role: None,
+        sts_endpoint: None,
+    };
+    match Kms::from_doc(&config(key)) {
+        Ok(Kms::Remote(aws)) => aws,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The time of all signatures: 2026-01-15, 10:15:30 UTC.
+#[must_use]
+pub fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_768_472_130)
+}
