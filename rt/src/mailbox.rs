@@ -228,3 +228,126 @@ impl<T> fmt::Debug for Receiver<T> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Context, Poll, Wake, Waker};
+
+    use super::*;
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Counter(AtomicUsize);
+
+    impl Wake for Counter {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn messages_come_in_order_and_then_the_end() {
+        let (sender, mut receiver) = bounded(3);
+        let second = sender.clone();
+        assert!(sender.is_empty());
+        sender.send(1).unwrap();
+        second.send(2).unwrap();
+        assert_eq!(sender.len(), 2);
+        drop((sender, second));
+        crate::run_here(async |_| {
+            assert_eq!(receiver.recv().await, Some(1));
+            assert_eq!(receiver.recv().await, Some(2));
+            assert_eq!(receiver.recv().await, None);
+            assert_eq!(receiver.recv().await, None);
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_full_or_closed_mailbox_hands_the_message_back() {
+        let (sender, receiver) = bounded(1);
+        sender.send("a").unwrap();
+        assert_eq!(sender.send("b"), Err(SendError::Full("b")));
+        drop(receiver);
+        assert_eq!(sender.send("c"), Err(SendError::Closed("c")));
+    }
+
+    #[test]
+    fn the_newest_replaces_what_waits() {
+        let (mut sender, mut receiver) = latest();
+        assert_eq!(sender.publish(1), None);
+        assert_eq!(sender.publish(2), Some(1));
+        assert_eq!(sender.publish(3), Some(2));
+        assert_eq!(receiver.try_recv(), Some(3));
+        assert_eq!(receiver.try_recv(), None);
+        assert_eq!(sender.publish(4), None);
+        drop(sender);
+        crate::run_here(async |_| {
+            assert_eq!(receiver.recv().await, Some(4));
+            assert_eq!(receiver.recv().await, None);
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_receiver_is_woken_once_however_many_messages_come() {
+        let (sender, mut receiver) = bounded(1000);
+        let counter = Arc::new(Counter::default());
+        let waker = Waker::from(Arc::clone(&counter));
+        let mut context = Context::from_waker(&waker);
+        {
+            let mut waits = pin!(receiver.recv());
+            assert!(waits.as_mut().poll(&mut context).is_pending());
+            for n in 0..1000 {
+                sender.send(n).unwrap();
+            }
+            assert_eq!(counter.0.load(Ordering::SeqCst), 1);
+            assert_eq!(waits.as_mut().poll(&mut context), Poll::Ready(Some(0)));
+        }
+        for n in 1..1000 {
+            assert_eq!(
+                pin!(receiver.recv()).poll(&mut context),
+                Poll::Ready(Some(n))
+            );
+        }
+        assert_eq!(counter.0.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_cancelled_wait_loses_no_message_and_no_wake() {
+        let (sender, mut receiver) = bounded(8);
+        let counter = Arc::new(Counter::default());
+        let waker = Waker::from(Arc::clone(&counter));
+        let mut context = Context::from_waker(&waker);
+        assert!(pin!(receiver.recv()).poll(&mut context).is_pending());
+        // Nobody waits any more, but the bell is armed.
+        sender.send(7).unwrap();
+        assert_eq!(
+            pin!(receiver.recv()).poll(&mut context),
+            Poll::Ready(Some(7))
+        );
+        let mut waits = pin!(receiver.recv());
+        // The permit of the bell that rang for nobody may let it look once more; it must end up waiting.
+        assert!(waits.as_mut().poll(&mut context).is_pending());
+        let before = counter.0.load(Ordering::SeqCst);
+        sender.send(8).unwrap();
+        assert_eq!(counter.0.load(Ordering::SeqCst), before + 1);
+        assert_eq!(waits.as_mut().poll(&mut context), Poll::Ready(Some(8)));
+    }
+
+    #[test]
+    fn the_last_sender_that_goes_wakes_the_receiver() {
+        let (sender, mut receiver) = bounded::<u8>(1);
+        let counter = Arc::new(Counter::default());
+        let waker = Waker::from(Arc::clone(&counter));
+        let mut context = Context::from_waker(&waker);
+        let mut waits = pin!(receiver.recv());
+        assert!(waits.as_mut().poll(&mut context).is_pending());
+        drop(sender);
+        assert_eq!(counter.0.load(Ordering::SeqCst), 1);
+        assert_eq!(waits.as_mut().poll(&mut context), Poll::Ready(None));
+    }
+}

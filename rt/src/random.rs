@@ -66,13 +66,14 @@ impl CoreRandom {
 impl Drbg {
     fn fill(&mut self, mut out: &mut [u8], now: Instant) {
         let reseeded_at = *self.reseeded_at.get_or_insert(now);
-        if self.since_reseed >= RESEED_BYTES
-            || now.saturating_duration_since(reseeded_at) >= RESEED_AGE
-        {
+        if now.saturating_duration_since(reseeded_at) >= RESEED_AGE {
             self.reseed(now);
         }
         while !out.is_empty() {
             if self.used == BLOCK_BYTES {
+                if self.since_reseed >= RESEED_BYTES {
+                    self.reseed(now);
+                }
                 self.refill();
             }
             let Some(unused) = self.block.get_mut(self.used..) else {
@@ -124,5 +125,96 @@ impl Drop for Drbg {
     fn drop(&mut self) {
         self.key.zeroize();
         self.block.zeroize();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Instant {
+        #[expect(clippy::disallowed_methods, reason = "any instant will do")]
+        Instant::now()
+    }
+
+    fn bytes(random: &CoreRandom, count: usize, now: Instant) -> Vec<u8> {
+        let mut out = vec![0; count];
+        random.fill(&mut out, now);
+        out
+    }
+
+    #[test]
+    fn the_stream_is_chacha20_under_a_key_that_is_replaced_with_each_block() {
+        let key = [7; KEY_BYTES];
+        let now = now();
+        let out = bytes(
+            &CoreRandom::from_key(key),
+            2 * (BLOCK_BYTES - KEY_BYTES),
+            now,
+        );
+        let mut expected = Vec::new();
+        let mut key = key;
+        for _ in 0..2 {
+            let mut block = [0; BLOCK_BYTES];
+            ChaCha20Rng::from_seed(key).fill_bytes(&mut block);
+            key.copy_from_slice(&block[..KEY_BYTES]);
+            expected.extend_from_slice(&block[KEY_BYTES..]);
+        }
+        assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn rand_chachas_first_block_is_that_of_rfc_8439() {
+        // RFC 8439, appendix A.1, test vector 1: key and nonce zero, block 0.
+        let mut out = [0; 16];
+        ChaCha20Rng::from_seed([0; 32]).fill_bytes(&mut out);
+        let expected = [
+            0x76, 0xb8, 0xe0, 0xad, 0xa0, 0xf1, 0x3d, 0x90, 0x40, 0x5d, 0x6a, 0xe5, 0x53, 0x86,
+            0xbd, 0x28,
+        ];
+        assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn pieces_make_the_same_stream_as_the_whole() {
+        let now = now();
+        let whole = bytes(&CoreRandom::from_key([9; 32]), 5000, now);
+        let random = CoreRandom::from_key([9; 32]);
+        let mut pieces = Vec::new();
+        for count in [0, 1, 31, 32, 999, 1937, 2000] {
+            pieces.extend(bytes(&random, count, now));
+        }
+        assert_eq!(pieces, whole);
+    }
+
+    #[test]
+    fn what_was_given_out_is_not_kept() {
+        let random = CoreRandom::from_key([3; 32]);
+        let out = bytes(&random, 100, now());
+        let drbg = random.0.borrow();
+        assert!(drbg.block[..KEY_BYTES + 100].iter().all(|byte| *byte == 0));
+        assert_ne!(drbg.key, [3; 32]);
+        assert!(!drbg.block.windows(16).any(|window| window == &out[..16]));
+    }
+
+    #[test]
+    fn it_reseeds_after_so_many_bytes_and_after_a_time() {
+        let begin = now();
+        let (one, two) = (CoreRandom::from_key([5; 32]), CoreRandom::from_key([5; 32]));
+        let half = RESEED_BYTES / 2;
+        assert!(bytes(&one, half, begin) == bytes(&two, half, begin));
+        assert!(bytes(&one, 2 * RESEED_BYTES, begin) != bytes(&two, 2 * RESEED_BYTES, begin));
+
+        let (one, two) = (CoreRandom::from_key([5; 32]), CoreRandom::from_key([5; 32]));
+        assert_eq!(bytes(&one, 32, begin), bytes(&two, 32, begin));
+        let later = begin + RESEED_AGE;
+        assert_ne!(bytes(&one, 32, later), bytes(&two, 32, later));
+        assert_eq!(one.0.borrow().reseeded_at, Some(later));
+    }
+
+    #[test]
+    fn two_cores_differ() {
+        let (one, two) = (CoreRandom::new().unwrap(), CoreRandom::new().unwrap());
+        assert_ne!(bytes(&one, 32, now()), bytes(&two, 32, now()));
     }
 }
