@@ -289,7 +289,13 @@ impl Connection {
 
     fn fill(&mut self) -> io::Result<()> {
         let mut piece = [0; 64 * 1024];
-        let length = self.stream.read(&mut piece)?;
+        let length = loop {
+            match self.stream.read(&mut piece) {
+                // A signal to this thread, which has nothing to do with us.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
         if length == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
