@@ -323,7 +323,7 @@ impl ProcessConfig {
     /// Reads and checks every variable.
     ///
     /// # Errors
-    /// All problems, in the order of [`VARIABLES`].
+    /// All problems, in the order of [`VARIABLES`], and the warnings.
     pub fn from_strings(strings: &impl Strings, mode: Mode) -> Result<Self, Vec<Problem>> {
         let mut reader = Reader {
             strings,
@@ -408,9 +408,13 @@ impl ProcessConfig {
         reader.warn_of_unknown_names();
 
         let Reader {
-            problems, warnings, ..
+            mut problems,
+            warnings,
+            ..
         } = reader;
         if !problems.is_empty() {
+            // A misspelt name is often the reason why another one is missing.
+            problems.extend(warnings);
             return Err(problems);
         }
         Ok(Self {
@@ -924,6 +928,18 @@ pub(crate) mod tests {
                 "TSP_SHARD: is not a variable of this proxy; the nearest known one is TSP_SHARDS",
             ]
         );
+    }
+
+    #[test]
+    fn a_missing_name_and_its_misspelling_are_told_together() {
+        let map = Map::of(&[("API_KEY", KEY), ("TSP_CONFIG_FLE", "tenants.toml")]);
+        let problems = ProcessConfig::from_strings(&map, Mode::Serve).unwrap_err();
+        let places: Vec<_> = problems
+            .iter()
+            .map(|problem| problem.place.as_str())
+            .collect();
+        assert_eq!(places, ["TSP_CONFIG_FILE", "TSP_CONFIG_FLE"]);
+        assert!(problems[1].why.ends_with("TSP_CONFIG_FILE"));
     }
 
     #[test]

@@ -277,7 +277,7 @@ impl<R: Rt> Control<R> {
         if versions.iter().all(|taken| *taken == Some(version)) {
             state.settling_since = None;
             tracing::info!(
-                version = version.0,
+                config_version = version.0,
                 tenants,
                 kms_configs,
                 left_out,
@@ -289,7 +289,7 @@ impl<R: Rt> Control<R> {
         } else if !state.settle_warned && self.rt.now() - since >= SETTLE_WARN_AFTER {
             state.settle_warned = true;
             tracing::warn!(
-                version = version.0,
+                config_version = version.0,
                 "a shard has not taken the new configuration after {SETTLE_WARN_AFTER:?}"
             );
         }

@@ -43,8 +43,10 @@ const IDLE_MAX: Duration = Duration::from_millis(64);
 /// How long to wait for the socket before looking at the queue again. The socket wakes the thread by itself.
 const SOCKET_WAIT: Duration = Duration::from_millis(20);
 
-/// How long [`EventThread::stop`] tries to get rid of what is held. A logdriver that reads takes milliseconds.
+/// How long [`EventThread::stop`] tries to get rid of what is held. A logdriver that reads takes milliseconds; where
+/// none has ever read anything, none will come in the last moment.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
+const FLUSH_MAX_UNREAD: Duration = Duration::from_millis(100);
 
 /// How long the socket stays open after the last event, so that it reaches the kernel: nng drops it otherwise.
 const LINGER: Duration = Duration::from_millis(200);
@@ -147,7 +149,7 @@ impl EventThread {
         self.local_addr
     }
 
-    /// Pushes what is left, for up to two seconds, and ends the thread. To be called when nobody sends any more.
+    /// Pushes what is left, for up to two seconds if anybody ever read, and ends the thread. To be called when nobody sends any more.
     pub fn stop(self) {
         // The thread may have died; then there is nothing to stop.
         let _ = self.stop.send(());
@@ -200,9 +202,7 @@ impl Pusher {
             }
             match self.stopped.recv_timeout(idle) {
                 Err(RecvTimeoutError::Timeout) => idle = (idle * 2).min(IDLE_MAX),
-                Ok(()) | Err(RecvTimeoutError::Disconnected) => {
-                    self.deadline = Some(after(FLUSH_MAX));
-                }
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => self.start_to_stop(),
             }
         }
         let lost = self.held.len().saturating_add(self.queue.len());
@@ -262,7 +262,7 @@ impl Pusher {
                 Poll::Pending => {}
             }
             if self.deadline.is_none() && self.stopped.try_recv() != Err(TryRecvError::Empty) {
-                self.deadline = Some(after(FLUSH_MAX));
+                self.start_to_stop();
             }
             if self
                 .deadline
@@ -275,6 +275,11 @@ impl Pusher {
             self.take_from_queue(events);
             thread::park_timeout(SOCKET_WAIT);
         }
+    }
+
+    fn start_to_stop(&mut self) {
+        let is_read = self.counters.pushed.get() > 0;
+        self.deadline = Some(after(if is_read { FLUSH_MAX } else { FLUSH_MAX_UNREAD }));
     }
 
     /// Takes from the queue what there is room for beside the events on their way.

@@ -135,16 +135,31 @@ pub fn dev(options: &DevOptions) -> Result<(), RunError> {
     )
 }
 
-/// Reads the whole configuration and tells what it found, without serving. The text is for a person.
-///
-/// # Errors
-/// [`RunError::Configuration`] with everything that is wrong, also with what serving would only leave out.
-pub fn check() -> Result<String, RunError> {
-    let prepared = Prepared::serve().map_err(RunError::Configuration)?;
-    if !prepared.left_out.is_empty() {
-        return Err(RunError::Configuration(prepared.left_out));
+/// What [`check`] found.
+#[derive(Debug)]
+pub struct Checked {
+    /// What would be served, for a person to read. `None` if nothing would.
+    pub summary: Option<String>,
+    /// Everything that is wrong, also what serving would only leave out.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads the whole configuration without serving.
+#[must_use]
+pub fn check() -> Checked {
+    match Prepared::serve() {
+        Ok(prepared) => {
+            let summary = Some(prepared.summary());
+            Checked {
+                summary,
+                problems: prepared.left_out,
+            }
+        }
+        Err(problems) => Checked {
+            summary: None,
+            problems,
+        },
     }
-    Ok(prepared.summary())
 }
 
 /// Where the process listens.
@@ -343,8 +358,8 @@ fn tell_start(listening: &Listening, plan: &CorePlan, probe: &Probe, published: 
 /// of a scrape, and a shard's end.
 fn watch(
     scrape: Arc<Scrape>,
-    scrapes: Receiver<oneshot::Sender<Bytes>>,
-    mut ends: Receiver<ShardEnd>,
+    mut scrapes: Receiver<oneshot::Sender<Bytes>>,
+    ends: Receiver<ShardEnd>,
     commander: mailbox::Sender<Command>,
 ) -> io::Result<()> {
     thread::Builder::new()
@@ -355,12 +370,12 @@ fn watch(
                     recv(scrapes) -> asked => match asked {
                         // The shard may have given up waiting.
                         Ok(asked) => drop(asked.send(scrape.text())),
-                        // No shard is left.
-                        Err(_) => break,
+                        // The last shard is ending; how it ends is still to come.
+                        Err(_) => scrapes = never(),
                     },
                     recv(ends) -> end => match end {
                         Ok(end) => drop(commander.send(Command::ShardEnded(end))),
-                        Err(_) => ends = never(),
+                        Err(_) => break,
                     },
                 }
             }

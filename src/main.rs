@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
-use tsp::{DevOptions, RunError};
+use tsp::{Checked, DevOptions, RunError};
 
 /// Tenant Security Proxy: wraps and unwraps document keys with each tenant's own KMS.
 #[derive(Debug, Parser)]
@@ -70,9 +70,17 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         None => tsp::serve(),
-        Some(Command::Check) => tsp::check().map(|summary| {
-            let _ = writeln!(io::stdout(), "{summary}");
-        }),
+        Some(Command::Check) => {
+            let Checked { summary, problems } = tsp::check();
+            if let Some(summary) = summary {
+                let _ = writeln!(io::stdout(), "{summary}");
+            }
+            if problems.is_empty() {
+                Ok(())
+            } else {
+                Err(RunError::Configuration(problems))
+            }
+        }
         Some(Command::Dev(Dev {
             api_key,
             http,

@@ -128,7 +128,7 @@ impl Prepared {
         })
     }
 
-    /// What `tsp check` tells about a good configuration.
+    /// What `tsp check` tells about a configuration that can be served.
     pub(crate) fn summary(&self) -> String {
         let Self {
             config,
@@ -160,7 +160,9 @@ impl Prepared {
                 .iter()
                 .map(|warning| format!("warning: {warning}")),
         );
-        lines.push("The configuration is good.".to_owned());
+        if self.left_out.is_empty() {
+            lines.push("The configuration is good.".to_owned());
+        }
         lines.join("\n")
     }
 }

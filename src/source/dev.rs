@@ -244,9 +244,11 @@ mod tests {
     }
 
     fn keys(loaded: &Loaded) -> Vec<[u8; 32]> {
-        let key = |config: &KmsConfigDoc| match &config.key {
-            KmsKeyDoc::Local { key } => *key.expose(),
-            KmsKeyDoc::Aws { .. } => panic!("not local"),
+        let key = |config: &KmsConfigDoc| {
+            let KmsKeyDoc::Local { key } = &config.key else {
+                panic!("not local: {config:?}")
+            };
+            *key.expose()
         };
         loaded.kms.iter().map(key).collect()
     }

@@ -659,6 +659,8 @@ impl RawKey<'_> {
                         Some(token) => Some(secret(token?)),
                         None => None,
                     },
+                    assume_role: None,
+                    sts_endpoint: None,
                 })
             }
             Self::Later { kind } => {

@@ -118,6 +118,7 @@ fn a_whole_file_becomes_a_state() {
         access_key_id,
         secret_access_key,
         session_token,
+        ..
     } = &aws.key
     else {
         panic!("{aws:?}");
