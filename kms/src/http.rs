@@ -1,8 +1,13 @@
 //! Requests and answers as values. Who sends them, and over what, is the caller's business.
 
-use std::{fmt, net::Ipv6Addr, sync::Arc};
+use std::{
+    fmt,
+    net::Ipv6Addr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use http::{HeaderMap, Uri, uri::Scheme};
+use http::{HeaderMap, HeaderValue, Uri, uri::Scheme};
 use tsp_wire::snapshot::KmsConfigDoc;
 use zeroize::Zeroizing;
 
@@ -13,12 +18,17 @@ use crate::ConfigError;
 pub struct Endpoint {
     /// Whether to speak TLS. Only a configuration that explicitly allows insecure connections can be without.
     pub tls: bool,
-    /// A DNS name in lower case, or an IP address (IPv6 without brackets). Also the name to check the certificate for.
+    /// A DNS name in lower case, or an IP address (IPv6 without brackets).
     pub host: String,
     /// The TCP port, never 0.
     pub port: u16,
     /// Whose certificates to trust.
     pub roots: Roots,
+    /// The name to check the certificate for, if that is not `host`: a DNS name or an IP address, like `host`.
+    pub server_name: Option<String>,
+    /// What the certificate's `SubjectPublicKeyInfo` must hash to with SHA-256 (RFC 7469, section 2.4), besides all that
+    /// is checked without it.
+    pub spki_pin: Option<[u8; 32]>,
 }
 
 /// Longest endpoint URL, in bytes: a host name has at most 253.
@@ -30,34 +40,53 @@ const CA_PEM_BYTES_MAX: usize = 256 * 1024;
 impl Endpoint {
     /// The endpoint that a configuration names, or `default_host` with TLS.
     pub(crate) fn from_doc(doc: &KmsConfigDoc, default_host: &str) -> Result<Self, ConfigError> {
-        let roots = match doc.ca_pem.as_deref() {
-            None => Roots::Public,
-            Some(pem) => Roots::from_pem(pem)?,
-        };
-        let Some(url) = doc.endpoint.as_deref() else {
-            return Ok(Self {
-                tls: true,
-                host: default_host.to_owned(),
-                port: 443,
-                roots,
-            });
-        };
-        let endpoint = Self::parse(url, roots).ok_or_else(|| {
+        match doc.endpoint.as_deref() {
+            Some(url) => Self::from_url("endpoint", url, doc),
+            None => Ok(Self::at(default_host, Roots::from_doc(doc)?)),
+        }
+    }
+
+    /// The endpoint that the URL in `member` names, with the trust and the leniency of the rest of the configuration.
+    pub(crate) fn from_url(
+        member: &'static str,
+        url: &str,
+        doc: &KmsConfigDoc,
+    ) -> Result<Self, ConfigError> {
+        let endpoint = Self::parse(url, Roots::from_doc(doc)?).ok_or_else(|| {
             ConfigError::new(
-                "endpoint",
+                member,
                 "a URL of the form https://HOST or https://HOST:PORT, without user, path or query",
             )
         })?;
         if !endpoint.tls && !doc.allow_insecure {
             return Err(ConfigError::new(
-                "endpoint",
+                member,
                 "https, unless `allow_insecure` is set",
             ));
         }
         Ok(endpoint)
     }
 
-    fn parse(url: &str, roots: Roots) -> Option<Self> {
+    /// `host`, with TLS on its usual port.
+    pub(crate) fn at(host: &str, roots: Roots) -> Self {
+        Self {
+            tls: true,
+            host: host.to_owned(),
+            port: 443,
+            roots,
+            server_name: None,
+            spki_pin: None,
+        }
+    }
+
+    /// The name to check the certificate for, and to ask for in the handshake.
+    #[must_use]
+    pub fn tls_name(&self) -> &str {
+        self.server_name.as_deref().unwrap_or(&self.host)
+    }
+
+    /// What `url` names, if it is nothing but `http` or `https`, a host and perhaps a port.
+    pub(crate) fn parse(url: &str, roots: Roots) -> Option<Self> {
         // The parser drops fragments silently, and keeps a user in the authority.
         if url.len() > URL_BYTES_MAX || url.contains(['#', '@']) {
             return None;
@@ -76,7 +105,7 @@ impl Endpoint {
                 .parse::<Ipv6Addr>()
                 .ok()?
                 .to_string(),
-            None => is_host(host).then(|| host.to_ascii_lowercase())?,
+            None => host_name(host)?,
         };
         let port = match uri.port() {
             Some(port) => port.as_u16(),
@@ -91,6 +120,8 @@ impl Endpoint {
             host,
             port,
             roots,
+            server_name: None,
+            spki_pin: None,
         })
     }
 
@@ -108,17 +139,24 @@ impl Endpoint {
             format!("{host}:{}", self.port)
         }
     }
+
+    /// The URL without a path.
+    pub(crate) fn url(&self) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.host_header())
+    }
 }
 
-/// Whether `text` can be a host name or an IPv4 address. Underscores occur in names of containers.
-fn is_host(text: &str) -> bool {
-    text.len() <= 253
+/// `text` in lower case if it can be a host name or an IPv4 address. Underscores occur in names of containers.
+pub(crate) fn host_name(text: &str) -> Option<String> {
+    let sound = text.len() <= 253
         && text.split('.').all(|label| {
             (1..=63).contains(&label.len())
                 && label
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-        })
+        });
+    sound.then(|| text.to_ascii_lowercase())
 }
 
 /// Whose certificates to trust.
@@ -131,6 +169,14 @@ pub enum Roots {
 }
 
 impl Roots {
+    /// Those that a configuration asks for.
+    pub(crate) fn from_doc(doc: &KmsConfigDoc) -> Result<Self, ConfigError> {
+        match doc.ca_pem.as_deref() {
+            None => Ok(Self::Public),
+            Some(pem) => Self::from_pem(pem),
+        }
+    }
+
     /// Takes PEM text that can hold certificates. Whether they are any is for the TLS library to say.
     fn from_pem(pem: &str) -> Result<Self, ConfigError> {
         if pem.len() <= CA_PEM_BYTES_MAX && pem.contains("-----BEGIN CERTIFICATE-----") {
@@ -196,6 +242,45 @@ impl HttpAnswer<'_> {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
+
+    /// The time at the server.
+    pub(crate) fn server_time(&self) -> Option<SystemTime> {
+        httpdate::parse_http_date(self.header("date")?).ok()
+    }
+
+    /// How long the server wants us to wait (RFC 9110, section 10.2.3): in seconds, or as a date, which counts from the
+    /// answer's own date.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        let text = self.header("retry-after")?.trim();
+        let pause = match text.parse() {
+            Ok(seconds) => Duration::from_secs(seconds),
+            Err(_) => {
+                let until = httpdate::parse_http_date(text).ok()?;
+                until
+                    .duration_since(self.server_time()?)
+                    .unwrap_or(Duration::ZERO)
+            }
+        };
+        Some(pause.min(RETRY_AFTER_MAX))
+    }
+}
+
+/// Longest pause that is passed on: a day says "not now" as well as a year does, and cannot overflow anybody's sum.
+pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
+
+/// A header's value, from text that was checked when it came in.
+pub(crate) fn value<T: TryInto<HeaderValue>>(text: T) -> HeaderValue {
+    #[expect(
+        clippy::expect_used,
+        reason = "configurations and tokens are checked for the same characters"
+    )]
+    text.try_into().ok().expect("visible ASCII")
+}
+
+/// Marks a value that nobody is to print.
+pub(crate) fn sensitive(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 impl fmt::Debug for HttpAnswer<'_> {

@@ -1,5 +1,6 @@
 use std::time::{Duration, UNIX_EPOCH};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use http::HeaderMap;
 use proptest::prelude::*;
 use serde_json::Value;
@@ -315,12 +316,7 @@ fn each_partition_has_its_hosts() {
     ];
     for (region, host) in cases {
         let aws = aws(&doc(region, "alias/tsp"));
-        let expected = Endpoint {
-            tls: true,
-            host: host.to_owned(),
-            port: 443,
-            roots: Roots::Public,
-        };
+        let expected = Endpoint::at(host, Roots::Public);
         assert_eq!(aws.endpoint(), &expected);
         let request = aws
             .wrap_request(&dek(), None, &mut Session::default(), now())
@@ -367,9 +363,8 @@ fn a_custom_endpoint_changes_the_host_but_not_the_scope() {
         let aws = aws(&at(url, "eu-west-1", "alias/tsp"));
         let expected = Endpoint {
             tls,
-            host: host.to_owned(),
             port,
-            roots: Roots::Public,
+            ..Endpoint::at(host, Roots::Public)
         };
         assert_eq!(aws.endpoint(), &expected, "{url}");
         let request = aws
