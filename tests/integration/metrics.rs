@@ -9,6 +9,7 @@ use crate::support::{
     fake_kms::FakeKms,
     http::Request,
     metadata, on_both,
+    peers::source_folder,
     proxy::{API_KEY, Io, Proxy, Setup},
     request, text,
 };
@@ -121,6 +122,20 @@ on_both! {
         assert_eq!(metrics.count("tsp_client_requests_total", &[]), 501.0);
         let series = metrics.text().lines().filter(|line| line.starts_with("tsp_client_requests_total{")).count();
         assert!(series <= 100, "{series} series");
+    }
+
+    fn the_page_for_operators_names_every_family(io) {
+        let (proxy, _kms) = start(io);
+        let page = std::fs::read_to_string(source_folder().join("docs/operations.md")).expect("it is there");
+        let metrics = proxy.metrics();
+        let families = metrics.text().lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        let missing: Vec<_> = families.filter(|family| !page.contains(&format!("`{family}`"))).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    fn the_back_end_is_told(io) {
+        let (proxy, _kms) = start(io);
+        assert_eq!(proxy.metrics().count("tsp_info", &[("io", io.as_str())]), 1.0, "{}", proxy.metrics().text());
     }
 
     fn both_ports_give_the_same_families(io) {

@@ -105,11 +105,14 @@ on_both! {
         assert_eq!(keys.len(), 20);
     }
 
-    /// The forms of tsp-api.md's examples: as issued, with a stray field of one old client, without padding.
+    /// As issued, with a stray field of one old client, with one client's tenant id, without padding; and under a leased
+    /// key, which this version does not make but reads.
     fn edeks_of_other_origin_are_read(io) {
         const DEK: &str = "r0QgDvzG+bVtsx0n3wEPmO/eUURXAdW5nASsbaIdmB8=";
         const ISSUED: &str = "CkQKQExLVzFC1GHcTsaUu5xTCo64gXbPfnytck5kHVgAc3LVen9iLRnBlG9XFgaL8ntwr8g1WMZ0UOrD1qP3yd+4NXkQKQ==";
         const STRAY_FIELD: &str = "CkQKQExLVzFC1GHcTsaUu5xTCo64gXbPfnytck5kHVgAc3LVen9iLRnBlG9XFgaL8ntwr8g1WMZ0UOrD1qP3yd+4NXkQKTIEYWNtZQ==";
+        const LEASED: &str = "Co0BCjDbDJIiUdkh/W2RYPtBlAFdgZFcJtAeGnC/6FxqXs4WTe3vpn5J2ikftnx2Kc9n4L8QKRjZNiIM1br530s4xSCVFDPgKkYKRApATEtXMYzPUy+9CMYNDqVd6TpEdUCuRqvON204TbEC8VExy1sVTYFu3CTbEYAWn/fwhlYUOjYoGf+EJorcniZzyxAp";
+        const LEASED_WITH_TENANT: &str = "CpMBCjDbDJIiUdkh/W2RYPtBlAFdgZFcJtAeGnC/6FxqXs4WTe3vpn5J2ikftnx2Kc9n4L8QKRjZNiIM1br530s4xSCVFDPgKkYKRApATEtXMYzPUy+9CMYNDqVd6TpEdUCuRqvON204TbEC8VExy1sVTYFu3CTbEYAWn/fwhlYUOjYoGf+EJorcniZzyxApMgRhY21l";
         const KEY: [u8; 32] = [
             0x80, 0xf3, 0x8b, 0xd8, 0x8b, 0x96, 0x66, 0x85, 0x1c, 0xdf, 0x73, 0xa8, 0xa0, 0x2c, 0x38, 0x78,
             0x94, 0xc0, 0x96, 0x63, 0xd2, 0xb5, 0x34, 0xa3, 0x9c, 0x3f, 0xdb, 0xf0, 0xda, 0x40, 0x4d, 0x88,
@@ -119,9 +122,14 @@ on_both! {
         let mut with_tenant = EncryptedDeks::from_bytes(&base64(ISSUED)).expect("it is one");
         with_tenant.encrypted_deks[0].tenant_id = b"acme".to_vec();
         let with_tenant = to_base64(&prost::Message::encode_to_vec(&with_tenant));
-        for edek in [ISSUED, STRAY_FIELD, with_tenant.as_str(), ISSUED.trim_end_matches('='), &format!(" {ISSUED}\n")] {
+        let without_padding = ISSUED.trim_end_matches('=');
+        let with_white_space = format!(" {ISSUED}\n");
+        for edek in [ISSUED, STRAY_FIELD, &with_tenant, without_padding, &with_white_space, LEASED, LEASED_WITH_TENANT] {
             assert_eq!(unwrap(&proxy, "acme", edek).ok(), json!({ "dek": DEK }), "{edek:?}");
         }
+        let mut changed = EncryptedDeks::from_bytes(&base64(LEASED)).expect("it is one");
+        changed.encrypted_deks[0].encrypted_dek_data[0] ^= 1;
+        unwrap(&proxy, "acme", &to_base64(&prost::Message::encode_to_vec(&changed))).refused(422, 203);
     }
 
     fn what_is_no_edek_is_203(io) {

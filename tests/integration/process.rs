@@ -163,6 +163,30 @@ on_both! {
 }
 
 #[test]
+fn left_to_itself_it_takes_a_back_end_and_says_why() {
+    let proxy = Setup::serve(Io::Epoll, &two_local_tenants())
+        .env("TSP_IO", "auto")
+        .start();
+    let line = proxy
+        .log
+        .wait_json(0, "line that tells the back end", |line| {
+            line["io"].is_string()
+        })
+        .0;
+    assert!(
+        ["epoll", "uring"].contains(&line["io"].as_str().unwrap_or_default()),
+        "{line}"
+    );
+    assert!(
+        line["io_reason"]
+            .as_str()
+            .is_some_and(|why| !why.is_empty()),
+        "{line}"
+    );
+    proxy.call("document/wrap", &metadata("acme")).ok();
+}
+
+#[test]
 fn nothing_told_is_refused_with_everything_that_is_missing() {
     let ended = Setup::bare().run_to_end();
     assert_eq!(ended.code, Some(EXIT_BAD_CONFIGURATION), "{}", ended.output);
