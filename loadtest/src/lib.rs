@@ -11,5 +11,6 @@ pub mod client;
 pub mod compare;
 pub mod cpu;
 pub mod generator;
+pub mod kmssim;
 pub mod report;
 pub mod scenario;
