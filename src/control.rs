@@ -18,7 +18,7 @@ use tsp_wire::{SnapshotVersion, snapshot::SnapshotDoc};
 
 use crate::{
     admin::Health,
-    config::{DRAIN_MAX, FILE_CHECK_EVERY, FILE_RETRY_EVERY, Problem, STALE_AFTER},
+    config::{DRAIN_MAX, FILE_CHECK_EVERY, FILE_RETRY_EVERY, PROBLEMS_MAX, Problem, STALE_AFTER},
     events::EventThread,
     metrics::ControlMetrics,
     source::{Ask, Loaded, Polled, Source},
@@ -160,7 +160,7 @@ impl<R: Rt> Control<R> {
     }
 
     fn publish(&mut self, snapshot: Snapshot, left_out: Vec<Problem>) -> Published {
-        for problem in &left_out {
+        for problem in left_out.iter().take(PROBLEMS_MAX) {
             tracing::warn!(
                 place = problem.place,
                 "left out of the configuration: {problem}"

@@ -1,0 +1,237 @@
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
+};
+
+use super::*;
+
+fn counters() -> EventCounters {
+    EventCounters {
+        pushed: IntCounter::new("pushed", "pushed").unwrap(),
+        failed: IntCounter::new("failed", "failed").unwrap(),
+        held: IntGauge::new("held", "held").unwrap(),
+    }
+}
+
+fn settings(listen: SocketAddr, high_water_mark: usize) -> EventSettings {
+    EventSettings {
+        listen,
+        channel_size: 0,
+        high_water_mark,
+        send_timeout: Duration::ZERO,
+        required: false,
+    }
+}
+
+const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// The PULL side of the SP protocol over TCP, from its specification: an 8-byte greeting each way, then messages
+/// with their length in front.
+struct Puller(TcpStream);
+
+impl Puller {
+    fn connect(address: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"\0SP\0\x00\x51\0\0").unwrap();
+        let mut greeting = [0; 8];
+        stream.read_exact(&mut greeting).unwrap();
+        assert_eq!(
+            &greeting, b"\0SP\0\x00\x50\0\0",
+            "the far end is a PUSH socket"
+        );
+        Self(stream)
+    }
+
+    fn pull(&mut self) -> Vec<u8> {
+        let mut length = [0; 8];
+        self.0.read_exact(&mut length).unwrap();
+        let mut message = vec![0; usize::try_from(u64::from_be_bytes(length)).unwrap()];
+        self.0.read_exact(&mut message).unwrap();
+        message
+    }
+
+    /// The next message's events.
+    fn events(&mut self) -> Vec<Vec<u8>> {
+        let message = self.pull();
+        let events = message.strip_prefix(b"\x01").unwrap();
+        events
+            .split(|byte| *byte == b'\n')
+            .map(<[u8]>::to_vec)
+            .collect()
+    }
+
+    fn is_at_end(&mut self) -> bool {
+        matches!(self.0.read(&mut [0; 1]), Ok(0) | Err(_))
+    }
+}
+
+fn frame(number: usize) -> Vec<u8> {
+    format!("\u{1}{number}").into_bytes()
+}
+
+#[test]
+fn few_events_travel_alone() {
+    let (sender, queue) = crossbeam_channel::bounded(10);
+    let thread = EventThread::start(&settings(ANY_PORT, 100), queue, counters()).unwrap();
+    let mut puller = Puller::connect(thread.local_addr());
+    for number in 0..ALONE_UP_TO {
+        sender.send(frame(number)).unwrap();
+    }
+    for number in 0..ALONE_UP_TO {
+        assert_eq!(puller.pull(), frame(number));
+    }
+    thread.stop();
+}
+
+#[test]
+fn many_travel_together_in_order_and_none_is_lost() {
+    const EVENTS: usize = 20_000;
+    let (sender, queue) = crossbeam_channel::bounded(1_000);
+    let counters = counters();
+    let settings = settings(ANY_PORT, 1_000);
+    let thread = EventThread::start(&settings, queue, counters.clone()).unwrap();
+    let mut puller = Puller::connect(thread.local_addr());
+    let feeder = thread::spawn(move || {
+        for number in 0..EVENTS {
+            sender.send(frame(number)).unwrap();
+        }
+    });
+    let mut pulled = 0;
+    let mut messages = 0;
+    while pulled < EVENTS {
+        let events = puller.events();
+        assert!(events.len() <= MESSAGE_EVENTS_MAX);
+        for event in events {
+            assert_eq!(event, pulled.to_string().into_bytes());
+            pulled += 1;
+        }
+        messages += 1;
+    }
+    assert!(messages < EVENTS / 2, "{messages} messages");
+    feeder.join().unwrap();
+    thread.stop();
+    assert!(puller.is_at_end());
+    assert_eq!(
+        (counters.pushed.get(), counters.failed.get()),
+        (count(EVENTS), 0)
+    );
+}
+
+#[test]
+fn a_full_message_takes_no_further_event() {
+    let (_sender, queue) = crossbeam_channel::bounded(1);
+    let (_stop, stopped) = crossbeam_channel::bounded(1);
+    let held = (0..100).map(|_| vec![1; MESSAGE_BYTES_FULL / 2]).collect();
+    let counters = counters();
+    let mut pusher = Pusher {
+        queue,
+        held,
+        high_water_mark: 100,
+        stopped,
+        deadline: None,
+        counters,
+    };
+    let (message, events) = pusher.next_message().unwrap();
+    assert_eq!((events, message.len()), (2, MESSAGE_BYTES_FULL));
+}
+
+#[test]
+fn what_is_held_at_the_end_still_goes_out() {
+    let (sender, queue) = crossbeam_channel::bounded(2_000);
+    let counters = counters();
+    let settings = settings(ANY_PORT, 2_000);
+    let thread = EventThread::start(&settings, queue, counters.clone()).unwrap();
+    let mut puller = Puller::connect(thread.local_addr());
+    for number in 0..2_000 {
+        sender.send(frame(number)).unwrap();
+    }
+    drop(sender);
+    let stopper = thread::spawn(move || thread.stop());
+    let mut pulled = 0;
+    while pulled < 2_000 {
+        pulled += puller.events().len();
+    }
+    assert!(puller.is_at_end());
+    stopper.join().unwrap();
+    assert_eq!((counters.pushed.get(), counters.failed.get()), (2_000, 0));
+}
+
+#[test]
+fn without_a_logdriver_it_takes_no_more_than_the_high_water_mark() {
+    thread::scope(|scope| {
+        for high_water_mark in [1, 2, 40, 2_000] {
+            scope.spawn(move || {
+                let (sender, queue) = crossbeam_channel::bounded(high_water_mark + 10);
+                for number in 0..high_water_mark + 10 {
+                    sender.send(frame(number)).unwrap();
+                }
+                let counters = counters();
+                let settings = settings(ANY_PORT, high_water_mark);
+                let thread = EventThread::start(&settings, queue, counters.clone()).unwrap();
+                while sender.len() > 10 {
+                    thread::yield_now();
+                }
+                thread.stop();
+                assert_eq!(sender.len(), 10, "the rest stays in the queue");
+                let lost = count(high_water_mark + 10);
+                assert_eq!((counters.pushed.get(), counters.failed.get()), (0, lost));
+            });
+        }
+    });
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_an_error() {
+    let taken = TcpListener::bind(ANY_PORT).unwrap();
+    let (_sender, queue) = crossbeam_channel::bounded(1);
+    for address in [
+        taken.local_addr().unwrap(),
+        "192.0.2.1:5555".parse().unwrap(),
+    ] {
+        let error =
+            EventThread::start(&settings(address, 10), queue.clone(), counters()).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("cannot listen for logdrivers on {address}: "))
+        );
+    }
+}
+
+/// `cargo test -p tsp --lib cost_per_event -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn cost_per_event() {
+    const EVENTS: u32 = 200_000;
+    let cpu = || std::fs::read_to_string("/proc/self/stat").unwrap();
+    let ticks = |stat: &str| {
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let (sender, queue) = crossbeam_channel::bounded(25_000);
+    let thread = EventThread::start(&settings(ANY_PORT, 25_000), queue, counters()).unwrap();
+    let mut puller = Puller::connect(thread.local_addr());
+    let before = ticks(&cpu());
+    #[expect(clippy::disallowed_methods, reason = "a measurement")]
+    let start = Instant::now();
+    let mut event = vec![b'x'; 400];
+    event[0] = 1;
+    let feeder = thread::spawn(move || {
+        for _ in 0..EVENTS {
+            sender.send(event.clone()).unwrap();
+        }
+    });
+    let mut pulled = 0;
+    while pulled < usize::try_from(EVENTS).unwrap() {
+        pulled += puller.events().len();
+    }
+    let wall = start.elapsed();
+    feeder.join().unwrap();
+    let cpu = Duration::from_millis((ticks(&cpu()) - before) * 10);
+    println!(
+        "{:?} wall, {:?} CPU of the whole process, per event",
+        wall / EVENTS,
+        cpu / EVENTS
+    );
+    thread.stop();
+}
