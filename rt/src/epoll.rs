@@ -216,3 +216,24 @@ impl AsyncWrite for EpollStream {
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{bind_reuseport, run_here};
+
+    #[test]
+    fn both_ends_have_nodelay() {
+        run_here(async |rt| {
+            let listener = bind_reuseport("127.0.0.1:0".parse().unwrap(), 1)
+                .unwrap()
+                .remove(0);
+            let mut listener = rt.adopt(listener).unwrap();
+            let address = listener.local_addr().unwrap();
+            let near = rt.connect(address, Duration::from_secs(60)).await.unwrap();
+            let (far, _) = listener.accept().await.unwrap();
+            assert!(near.inner.nodelay().unwrap() && far.inner.nodelay().unwrap());
+        })
+        .unwrap();
+    }
+}

@@ -14,6 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{TryRecvError, TrySendError};
 use tokio::sync::Notify;
 
+use crate::yield_now;
+
+/// Messages that a receiver takes in a row before it lets the core's other tasks run.
+const BURST_MAX: u8 = 64;
+
 /// A mailbox for up to `capacity` messages.
 ///
 /// # Panics
@@ -31,6 +36,7 @@ pub fn bounded<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
         Receiver {
             queue: receiver,
             bell,
+            burst: 0,
         },
     )
 }
@@ -183,13 +189,22 @@ impl<T> fmt::Debug for LatestSender<T> {
 pub struct Receiver<T> {
     queue: crossbeam_channel::Receiver<T>,
     bell: Arc<Bell>,
+    /// Messages taken since this last let other tasks run.
+    burst: u8,
 }
 
 impl<T> Receiver<T> {
     /// The next message, in the order sent; `None` once all senders are gone and the mailbox is empty.
     ///
-    /// Cancel safe: a message is taken only when it is returned.
+    /// Cancel safe: a message is taken only when it is returned. Lets the core's other tasks run now and then, even if a
+    /// message always waits.
     pub async fn recv(&mut self) -> Option<T> {
+        if self.burst == BURST_MAX {
+            // First, so that a caller that keeps cancelling gets on too.
+            self.burst = 0;
+            yield_now().await;
+        }
+        self.burst += 1;
         loop {
             if let Some(answer) = self.poll_queue() {
                 return answer;
@@ -199,6 +214,7 @@ impl<T> Receiver<T> {
                 return answer;
             }
             self.bell.notify.notified().await;
+            self.burst = 0;
         }
     }
 
@@ -308,10 +324,7 @@ mod tests {
             assert_eq!(waits.as_mut().poll(&mut context), Poll::Ready(Some(0)));
         }
         for n in 1..1000 {
-            assert_eq!(
-                pin!(receiver.recv()).poll(&mut context),
-                Poll::Ready(Some(n))
-            );
+            assert_eq!(receiver.try_recv(), Some(n));
         }
         assert_eq!(counter.0.load(Ordering::SeqCst), 1);
     }

@@ -50,6 +50,9 @@ const PREEMPT_TIMER: Duration = Duration::from_millis(1);
 /// Longest sleep; more than that overflows glommio's arithmetic, and nobody will wait that long.
 const SLEEP_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// Connections that a listener accepts in a row before it lets the core's other tasks run; tokio does it by itself.
+const ACCEPT_BURST_MAX: u8 = 16;
+
 /// A core on io_uring. Made by [`crate::spawn_core`].
 #[derive(Clone)]
 pub struct Uring {
@@ -224,6 +227,7 @@ impl Rt for Uring {
         Ok(UringListener {
             inner: listener,
             readiness: None,
+            burst: 0,
         })
     }
 
@@ -269,6 +273,8 @@ pub struct UringListener {
     inner: std::net::TcpListener,
     /// Set while nothing waits to be accepted.
     readiness: Option<Readiness>,
+    /// Connections accepted since this last let other tasks run.
+    burst: u8,
 }
 
 /// One wait until a connection waits to be accepted.
@@ -308,6 +314,7 @@ impl UringListener {
             if let Some(readiness) = &mut self.readiness {
                 ready!(readiness.poll(cx));
                 self.readiness = None;
+                self.burst = 0;
             }
             match self.accept_once() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -324,6 +331,12 @@ impl Listener for UringListener {
     type Stream = UringStream;
 
     async fn accept(&mut self) -> io::Result<(UringStream, SocketAddr)> {
+        if self.burst == ACCEPT_BURST_MAX {
+            // First, so that a caller that keeps cancelling gets on too.
+            self.burst = 0;
+            yield_now().await;
+        }
+        self.burst += 1;
         loop {
             match poll_fn(|cx| self.poll_accept(cx)).await {
                 Err(error) if accept_trouble(&error) == AcceptTrouble::BackOff => {
@@ -446,5 +459,33 @@ pub(crate) fn trial() -> Result<(), String> {
     match trial.join() {
         Ok(result) => result,
         Err(payload) => Err(crate::guard::panic_text(payload.as_ref())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{IoChoice, bind_reuseport, choose};
+
+    #[test]
+    fn both_ends_have_nodelay() {
+        if let Err(error) = choose(IoChoice::Uring) {
+            eprintln!("skipped: {error}");
+            return;
+        }
+        run(
+            || {},
+            async |rt| {
+                let listener = bind_reuseport("127.0.0.1:0".parse().unwrap(), 1)
+                    .unwrap()
+                    .remove(0);
+                let mut listener = rt.adopt(listener).unwrap();
+                let address = listener.local_addr().unwrap();
+                let near = rt.connect(address, Duration::from_secs(60)).await.unwrap();
+                let (far, _) = listener.accept().await.unwrap();
+                assert!(near.inner.nodelay().unwrap() && far.inner.nodelay().unwrap());
+            },
+        )
+        .unwrap();
     }
 }

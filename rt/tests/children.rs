@@ -3,6 +3,7 @@
 //! Each test here starts this very binary again, restricted, with one of the ignored tests as what it is to do.
 #![expect(
     clippy::unwrap_used,
+    clippy::cast_possible_truncation,
     clippy::print_stdout,
     unsafe_code,
     reason = "a test may fail by panicking; a child's limits are set between fork and exec"

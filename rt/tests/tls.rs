@@ -80,7 +80,7 @@ async fn connect<R: Rt>(
     tls::connect(stream, tls, name).await
 }
 
-async fn echo(stream: &mut (impl Stream + Unpin)) {
+async fn echo(stream: &mut impl Stream) {
     stream.write_all(b"ping").await.unwrap();
     let mut four = [0; 4];
     stream.read_exact(&mut four).await.unwrap();

@@ -103,12 +103,11 @@ fn real() -> Option<QueueInitParams> {
     }
 }
 
-/// Stands in for liburing's `io_uring_queue_init_params`: the same with COOP_TASKRUN, or without it if the kernel says
-/// EINVAL. Returns zero or a negative errno.
+/// Stands in for liburing's `io_uring_queue_init_params`. Returns zero or a negative errno.
 ///
 /// # Safety
 /// As the function it wraps: `ring` and `params` point to the structs that liburing expects, exclusively.
-#[expect(unsafe_code, reason = "called from C and glommio by its linker name")]
+#[expect(unsafe_code, reason = "called from glommio by its linker name")]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn __wrap_io_uring_queue_init_params(
     entries: c_uint,
@@ -118,30 +117,83 @@ unsafe extern "C" fn __wrap_io_uring_queue_init_params(
     let Some(real) = real() else {
         return -libc::ENOSYS;
     };
-    // SAFETY: the caller owns `params`, a whole `struct io_uring_params`, of which ours is the head.
-    let asked = unsafe { (*params).flags };
-    if asked & IORING_SETUP_IOPOLL != 0 {
-        // SAFETY: the caller's own arguments, unchanged.
-        return unsafe { real(entries, ring, params) };
-    }
+    // SAFETY: the caller owns `params`, a whole `struct io_uring_params`, of which ours is the head; the pointer that is
+    // passed on is the caller's own. A failed call leaves nothing behind in either struct.
+    let init = |flags| unsafe {
+        (*params).flags = flags;
+        real(entries, ring, params)
+    };
     // SAFETY: as above.
-    let result = unsafe {
-        (*params).flags = asked | IORING_SETUP_COOP_TASKRUN;
-        real(entries, ring, params)
-    };
-    if result != -libc::EINVAL {
-        if result >= 0 {
-            RINGS_WITH_FLAG.fetch_add(1, Ordering::Relaxed);
-        }
-        return result;
-    }
-    // SAFETY: as above; a failed call leaves nothing behind in either struct.
-    let result = unsafe {
-        (*params).flags = asked;
-        real(entries, ring, params)
-    };
+    let asked = unsafe { (*params).flags };
+    let (result, outcome) = with_flag(asked, init);
     if result >= 0 {
-        RINGS_REFUSED.fetch_add(1, Ordering::Relaxed);
+        match outcome {
+            Outcome::Untouched => {}
+            Outcome::Set => drop(RINGS_WITH_FLAG.fetch_add(1, Ordering::Relaxed)),
+            Outcome::Refused => drop(RINGS_REFUSED.fetch_add(1, Ordering::Relaxed)),
+        }
     }
     result
+}
+
+/// How the flag fared in the last call of `init`.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Not tried: the ring is polled.
+    Untouched,
+    Set,
+    Refused,
+}
+
+/// Calls `init` with the flag; without, if the ring is polled or the kernel says EINVAL.
+fn with_flag(asked: u32, mut init: impl FnMut(u32) -> c_int) -> (c_int, Outcome) {
+    if asked & IORING_SETUP_IOPOLL != 0 {
+        return (init(asked), Outcome::Untouched);
+    }
+    match init(asked | IORING_SETUP_COOP_TASKRUN) {
+        result if result == -libc::EINVAL => (init(asked), Outcome::Refused),
+        result => (result, Outcome::Set),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Calls with the flags seen and the results given, first to last.
+    fn calls(asked: u32, results: &[c_int]) -> (Vec<u32>, c_int, Outcome) {
+        let mut seen = Vec::new();
+        let (result, outcome) = with_flag(asked, |flags| {
+            seen.push(flags);
+            results[seen.len() - 1]
+        });
+        (seen, result, outcome)
+    }
+
+    #[test]
+    fn the_flag_is_added_to_those_asked_for() {
+        assert_eq!(calls(0, &[0]), (vec![0x100], 0, Outcome::Set));
+        assert_eq!(calls(0b1000, &[0]), (vec![0x108], 0, Outcome::Set));
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_know_the_flag_is_asked_again_without() {
+        assert_eq!(
+            calls(8, &[-libc::EINVAL, 0]),
+            (vec![0x108, 8], 0, Outcome::Refused)
+        );
+    }
+
+    #[test]
+    fn another_error_is_passed_on() {
+        assert_eq!(
+            calls(0, &[-libc::ENOMEM]),
+            (vec![0x100], -libc::ENOMEM, Outcome::Set)
+        );
+    }
+
+    #[test]
+    fn a_polled_ring_is_left_alone() {
+        assert_eq!(calls(1, &[0]), (vec![1], 0, Outcome::Untouched));
+    }
 }
