@@ -125,6 +125,16 @@ impl Endpoint {
         })
     }
 
+    /// All that tells it from other endpoints, for the identity of a credential that is sent there.
+    pub(crate) fn identity(&self) -> String {
+        let pem = match &self.roots {
+            Roots::Public => "",
+            Roots::Pem(pem) => pem,
+        };
+        let (tls, name, pin) = (self.tls, &self.server_name, self.spki_pin);
+        format!("{tls} {} {name:?} {pin:?} {pem}", self.host_header())
+    }
+
     /// The `host` header: with the port unless it is the scheme's own (RFC 9110, sections 4.2 and 7.2).
     pub(crate) fn host_header(&self) -> String {
         let host = if self.host.contains(':') {
@@ -138,12 +148,6 @@ impl Endpoint {
         } else {
             format!("{host}:{}", self.port)
         }
-    }
-
-    /// The URL without a path.
-    pub(crate) fn url(&self) -> String {
-        let scheme = if self.tls { "https" } else { "http" };
-        format!("{scheme}://{}", self.host_header())
     }
 }
 

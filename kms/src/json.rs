@@ -103,6 +103,12 @@ pub(crate) fn lent(value: &RawValue) -> Option<&str> {
     (!text.contains('\\')).then_some(text)
 }
 
+/// The text of any JSON string but the empty one; other values count as absent. For what is no secret.
+pub(crate) fn text(value: Option<&RawValue>) -> Option<String> {
+    let text: String = serde_json::from_str(value?.get()).ok()?;
+    (!text.is_empty()).then_some(text)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -42,6 +42,11 @@ impl Clean {
         sound.then(|| Self(Cow::Owned(id.to_owned())))
     }
 
+    /// Takes words of our own around an id that is a UUID. `None` if it is not one.
+    pub(crate) fn naming(before: &'static str, id: &str, after: &'static str) -> Option<Self> {
+        is_uuid(id).then(|| Self(Cow::Owned(format!("{before}{id}{after}"))))
+    }
+
     /// Cleans a code that we do not know. One that is spelt as codes are stays as it is, although it is long.
     pub(crate) fn code(code: &str) -> Self {
         let letters = code.bytes().all(|byte| byte.is_ascii_alphabetic());
@@ -80,7 +85,7 @@ fn clean(text: &str, chars_max: usize) -> String {
 }
 
 /// Eight, four, four, four and twelve hexadecimal digits.
-fn is_uuid(text: &str) -> bool {
+pub(crate) fn is_uuid(text: &str) -> bool {
     text.len() == 36
         && text.bytes().enumerate().all(|(index, byte)| match index {
             8 | 13 | 18 | 23 => byte == b'-',
