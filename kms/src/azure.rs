@@ -1,0 +1,205 @@
+//! Azure Key Vault and Managed HSM: `wrapKey` and `unwrapKey` with an RSA key (Azure Key Vault REST API), with a token
+//! from Microsoft Entra ID.
+//!
+//! Only `RSA-OAEP-256` is asked for, of vaults and of managed HSMs alike: every RSA key does it, in every cloud. An AES
+//! key (`oct-HSM`) would need another algorithm, and neither the key's name nor the vault's tells which kind a key is;
+//! Azure refuses the wrap, and its sentence names the key's type.
+//!
+//! A wrap leaves the version of the key to the vault, and remembers in the blob which one it took; an unwrap asks for
+//! exactly that, so that a rotated key still opens what its older versions closed.
+
+mod answer;
+mod config;
+mod entra;
+
+use std::{sync::Arc, time::SystemTime};
+
+use http::{HeaderMap, HeaderValue, header};
+use prost::Message as _;
+use tsp_wire::Dek;
+
+use crate::{
+    CredentialId, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsKind, KmsOperation,
+    RemoteKms, Session, Token, TokenStep,
+    http::{sensitive, value},
+    json::{Member, object},
+    text::Clean,
+};
+
+pub(crate) use self::config::AzureKey;
+use self::entra::Entra;
+
+/// One key at Azure Key Vault or in a managed HSM, with the credentials to use it.
+#[derive(Debug)]
+pub struct AzureKms {
+    endpoint: Endpoint,
+    /// The `host` header.
+    host: String,
+    /// The vault's own name in the world, which its keys' ids begin with, whatever the endpoint is called.
+    vault_host: String,
+    key_name: String,
+    entra: Arc<Entra>,
+}
+
+/// What is kept of a wrap. The published form of such EDEKs.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Blob {
+    /// The ciphertext, as long as the key's modulus: 256 bytes for RSA-2048.
+    #[prost(bytes = "vec", tag = "1")]
+    wrapped: Vec<u8>,
+    /// The version of the key: 32 hexadecimal digits. Empty: whatever is current.
+    #[prost(string, tag = "2")]
+    version: String,
+}
+
+impl Blob {
+    /// Sizes of RSA ciphertexts, in bytes: Key Vault has keys of 2048, 3072 and 4096 bits.
+    const WRAPPED_BYTES: [usize; 3] = [256, 384, 512];
+
+    /// Reads a blob of our own, or an older one that is nothing but the ciphertext.
+    fn read(blob: &[u8]) -> Option<Self> {
+        // Random bytes can be a message by accident, but not one that holds a ciphertext of their own length.
+        let is_sound = |wrapped: &[u8]| Self::WRAPPED_BYTES.contains(&wrapped.len());
+        match Self::decode(blob) {
+            Ok(message) if is_sound(&message.wrapped) => Some(message),
+            _ if is_sound(blob) => Some(Self {
+                wrapped: blob.to_vec(),
+                version: String::new(),
+            }),
+            _ => None,
+        }
+        .filter(|blob| blob.version.is_empty() || is_version(&blob.version))
+    }
+}
+
+/// Whether `text` can be the version of a key. It becomes a part of a path. Real ones have 32 digits.
+fn is_version(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+impl AzureKms {
+    /// A version of the API that every cloud serves.
+    const API_VERSION: &str = "7.4";
+
+    /// The algorithm.
+    const ALGORITHM_JSON: &str = "\"RSA-OAEP-256\"";
+
+    /// An empty version means the current one; Microsoft's own clients leave it empty in the same way.
+    fn request(
+        &self,
+        operation: KmsOperation,
+        version: &str,
+        input: &[u8],
+        token: Option<&Token>,
+    ) -> Result<HttpRequest, KmsError> {
+        let Some(authorization) = token.and_then(Token::header) else {
+            return Err(KmsError::missing_token(KIND, operation));
+        };
+        let mut headers = HeaderMap::with_capacity(4);
+        headers.insert(header::ACCEPT, HeaderValue::from_static(JSON));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
+        headers.insert(header::HOST, value(self.host.as_str()));
+        headers.insert(header::AUTHORIZATION, sensitive(value(authorization)));
+        let verb = match operation {
+            KmsOperation::Wrap => "wrapkey",
+            KmsOperation::Unwrap | KmsOperation::Token => "unwrapkey",
+        };
+        Ok(HttpRequest {
+            path: format!(
+                "/keys/{}/{version}/{verb}?api-version={}",
+                self.key_name,
+                Self::API_VERSION
+            ),
+            headers,
+            body: object(&[
+                ("alg", Member::Json(Self::ALGORITHM_JSON)),
+                ("value", Member::Base64Url(input)),
+            ]),
+        })
+    }
+}
+
+impl RemoteKms for AzureKms {
+    fn kind(&self) -> KmsKind {
+        KIND
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn wrap_request(
+        &self,
+        dek: &Dek,
+        token: Option<&Token>,
+        _session: &mut Session,
+        _now: SystemTime,
+    ) -> Result<HttpRequest, KmsError> {
+        self.request(KmsOperation::Wrap, "", dek.expose(), token)
+    }
+
+    fn unwrap_request(
+        &self,
+        blob: &[u8],
+        token: Option<&Token>,
+        _session: &mut Session,
+        _now: SystemTime,
+    ) -> Result<HttpRequest, KmsError> {
+        let operation = KmsOperation::Unwrap;
+        let Some(Blob { wrapped, version }) = Blob::read(blob) else {
+            return Err(KmsError::new(
+                KmsErrorKind::UnwrapFailed,
+                KIND,
+                operation,
+                Clean::ours(
+                    "the blob is not one of Azure Key Vault: those hold 256, 384 or 512 bytes of RSA",
+                ),
+            ));
+        };
+        self.request(operation, &version, &wrapped, token)
+    }
+
+    fn read_wrap(&self, answer: &HttpAnswer<'_>) -> Result<Vec<u8>, KmsError> {
+        self.read_wrapped(answer).map(|blob| blob.encode_to_vec())
+    }
+
+    fn read_unwrap(&self, answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {
+        self.read_unwrapped(answer)
+    }
+
+    fn credential(&self) -> Option<CredentialId> {
+        Some(self.entra.id())
+    }
+
+    fn token_step(
+        &self,
+        _last: Option<&Token>,
+        refused: Option<&KmsError>,
+        session: &mut Session,
+        now: SystemTime,
+    ) -> Result<TokenStep, KmsError> {
+        Ok(self.entra.step(refused, &mut session.clock, now))
+    }
+
+    fn read_token(&self, answer: &HttpAnswer<'_>, now: SystemTime) -> Result<Token, KmsError> {
+        self.entra.read(answer, now)
+    }
+}
+
+/// The media type of everything but forms.
+const JSON: &str = "application/json";
+
+/// The kind of every error in here.
+const KIND: KmsKind = KmsKind::Azure;
+
+/// What our operation is called at Azure.
+const fn api_name(operation: KmsOperation) -> &'static str {
+    match operation {
+        KmsOperation::Wrap => "wrapKey",
+        KmsOperation::Unwrap => "unwrapKey",
+        KmsOperation::Token => "the request for a token",
+    }
+}
+
+#[cfg(test)]
+mod tests;
