@@ -6,10 +6,12 @@
 
 use std::{
     fmt::Write as _,
-    fs, io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    fs,
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -91,6 +93,9 @@ pub struct Comparison {
     pub rounds: usize,
     /// Tenants of the server.
     pub tenants: Vec<String>,
+    /// Whether the servers send security events, and something takes them. If not, they are switched off: a queue that
+    /// nobody empties costs more until it is full and less afterwards.
+    pub events: bool,
     /// CPUs to use: shards take the first ones. The generator takes the rest, or all if the shards leave none.
     pub cpus: Vec<usize>,
 }
@@ -190,21 +195,31 @@ impl Comparison {
                 "TSP_CONTROL_CORE",
                 list.first().cloned().unwrap_or_default(),
             )
+            .env("TSP_ENABLE_LOGDRIVER_INTEGRATION", self.events.to_string())
             .envs(variables)
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        let server = Server(command.spawn().map_err(|why| {
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut server = Server::start(&mut command).map_err(|why| {
             io::Error::new(
                 why.kind(),
                 format!("{} does not start: {why}", binary.display()),
             )
-        })?);
+        })?;
         let target = Target::new(http, &http.to_string(), API_KEY).ok_or(io::ErrorKind::Other)?;
-        let not_right = |failure| io::Error::other(format!("{}: {failure}", variant.name));
         let first = self.tenants.first().ok_or(io::ErrorKind::InvalidInput)?;
-        generator::wait_until_ready(&target, first, START_MAX)?.map_err(not_right)?;
-        let calls =
-            generator::prepare(&target, self.scenario, &self.tenants)?.map_err(not_right)?;
+        if let Err(failure) = generator::wait_until_ready(&target, first, START_MAX)? {
+            let said = server.last_words();
+            return Err(io::Error::other(format!(
+                "{}: {failure}\n{said}",
+                variant.name
+            )));
+        }
+        let calls = generator::prepare(&target, self.scenario, &self.tenants)?
+            .map_err(|failure| io::Error::other(format!("{}: {failure}", variant.name)))?;
+        if self.events {
+            drain_events(events)?;
+        }
 
         let lanes: Vec<_> = generator_cpus.iter().copied().map(Some).collect();
         let generator = Generator::start(&target, &calls, self.connections, &lanes)?;
@@ -217,7 +232,7 @@ impl Comparison {
         run_watched(
             &generator,
             requests(self.requests),
-            Some(server.0.id()),
+            Some(server.process.id()),
             setup,
         )
     }
@@ -257,14 +272,65 @@ pub fn run_watched(
 }
 
 /// A server that ends when this is dropped.
-struct Server(Child);
+struct Server {
+    process: Child,
+    /// Collects what it writes to standard error.
+    stderr: Option<JoinHandle<Vec<u8>>>,
+}
+
+impl Server {
+    fn start(command: &mut Command) -> io::Result<Self> {
+        let mut process = command.spawn()?;
+        let stderr = process.stderr.take().map(|mut pipe| {
+            thread::spawn(move || {
+                let mut text = Vec::new();
+                // What came until then is all there is to show.
+                drop(pipe.read_to_end(&mut text));
+                text
+            })
+        });
+        Ok(Self { process, stderr })
+    }
+
+    fn stop(&mut self) {
+        // It may have ended by itself.
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+
+    /// Stops it and tells what it wrote to standard error.
+    fn last_words(&mut self) -> String {
+        self.stop();
+        let text = self
+            .stderr
+            .take()
+            .and_then(|thread| thread.join().ok())
+            .unwrap_or_default();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        drop(self.0.kill());
-        drop(self.0.wait());
+        self.stop();
     }
+}
+
+/// Takes everything that comes out of a server's event socket, on a thread that ends with the server.
+///
+/// Speaks just enough of the protocol: nng's TCP mapping begins with a header of 8 bytes that names the protocol, PULL
+/// here; what follows is not looked at.
+fn drain_events(address: SocketAddr) -> io::Result<()> {
+    const PULL_HEADER: &[u8; 8] = b"\0SP\0\0\x51\0\0";
+    let mut socket = TcpStream::connect(address)?;
+    socket.write_all(PULL_HEADER)?;
+    thread::Builder::new()
+        .name("event-drain".to_owned())
+        .spawn(move || {
+            let mut buffer = vec![0; 256 << 10];
+            while matches!(socket.read(&mut buffer), Ok(1..)) {}
+        })?;
+    Ok(())
 }
 
 /// Addresses on loopback that nobody listens on. Held all at one time, so that they differ.
@@ -418,6 +484,7 @@ mod tests {
             warm_up: 0,
             rounds: 1,
             tenants: Vec::new(),
+            events: false,
             cpus: vec![4, 6],
         };
         assert_eq!(comparison.split(1), (&[4][..], &[6][..]));

@@ -99,8 +99,11 @@ struct Compare {
     #[arg(long, default_value_t = 100_000)]
     requests: u64,
     /// How often each server is measured.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 9)]
     rounds: usize,
+    /// Lets the servers send security events, which are then taken and thrown away; otherwise they are switched off.
+    #[arg(long)]
+    events: bool,
 }
 
 /// Exit code for a wrong command line (`EX_USAGE` of sysexits).
@@ -219,6 +222,7 @@ fn run_comparison(compare: &Compare) -> Result<(), Error> {
         warm_up: load.warm_up,
         rounds: compare.rounds,
         tenants: load.tenants.clone(),
+        events: compare.events,
         cpus: compare::allowed_cpus()?,
     };
     let before = compare::machine();
