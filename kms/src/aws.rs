@@ -8,33 +8,80 @@
 mod answer;
 mod config;
 mod sigv4;
+mod sts;
+mod xml;
 
 use std::{fmt, time::SystemTime};
 
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use http::{HeaderMap, HeaderValue, header};
 use tsp_wire::Dek;
 use zeroize::Zeroizing;
 
 use crate::{
-    Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsKind, KmsOperation, RemoteKms,
-    Session, Token, text::Clean,
+    CredentialId, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsKind, KmsOperation,
+    RemoteKms, Session, Token, TokenStep,
+    http::{sensitive, value},
+    json::{Member, object},
+    text::Clean,
+    token::Proof,
 };
 
-use self::sigv4::{Signer, Stamp};
-pub(crate) use self::{config::AwsKey, sigv4::SigningKey};
+use self::{answer::SignedWith, sigv4::Stamp, sts::Role};
+pub(crate) use self::{
+    config::AwsKey,
+    sigv4::{Signer, SigningKey},
+};
 
 /// One key at AWS KMS, with the credentials to use it.
 pub struct AwsKms {
     endpoint: Endpoint,
     /// The `host` header: as it is sent, so as it is signed.
     host: String,
-    signer: Signer,
+    credentials: Credentials,
     /// The key's id as a JSON string, with its quotes.
     key_id_json: String,
     /// Whether an unwrap names the key. An alias may have moved on to another key since the wrap, and KMS refuses a
     /// blob of any but the named key; the blob itself tells KMS which key it needs.
     unwrap_names_key: bool,
+}
+
+/// What signs the requests to KMS.
+#[derive(Debug)]
+enum Credentials {
+    /// The keys in the configuration.
+    Configured(Signer),
+    /// The keys of a session of this role.
+    Role(Box<Role>),
+}
+
+impl Credentials {
+    fn signer<'a>(
+        &'a self,
+        token: Option<&'a Token>,
+        operation: KmsOperation,
+    ) -> Result<&'a Signer, KmsError> {
+        match (self, token.map(|token| &token.proof)) {
+            (Self::Configured(signer), _) => Ok(signer),
+            (Self::Role(_), Some(Proof::Aws(signer))) => Ok(signer),
+            (Self::Role(_), Some(Proof::Header(_)) | None) => {
+                Err(KmsError::missing_token(KIND, operation))
+            }
+        }
+    }
+
+    fn signed_with(&self) -> SignedWith {
+        match self {
+            Self::Configured(_) => SignedWith::Configured,
+            Self::Role(_) => SignedWith::Role,
+        }
+    }
+
+    fn role(&self) -> Option<&Role> {
+        match self {
+            Self::Configured(_) => None,
+            Self::Role(role) => Some(role),
+        }
+    }
 }
 
 impl AwsKms {
@@ -48,11 +95,12 @@ impl AwsKms {
         &self,
         target: &'static str,
         body: Zeroizing<Vec<u8>>,
+        signer: &Signer,
         session: &mut Session,
         now: SystemTime,
     ) -> HttpRequest {
         let stamp = Stamp::new(session.clock.correct(now));
-        let token = self.signer.session_token();
+        let token = signer.session_token();
         let signed = [
             Some((header::CONTENT_TYPE.as_str(), Self::CONTENT_TYPE)),
             Some((header::HOST.as_str(), self.host.as_str())),
@@ -60,9 +108,7 @@ impl AwsKms {
             token.map(|token| ("x-amz-security-token", token)),
             Some(("x-amz-target", target)),
         ];
-        let authorization = self
-            .signer
-            .sign(&signed, &body, &stamp, &mut session.signing_key);
+        let authorization = signer.sign(&signed, &body, &stamp, &mut session.signing_key);
 
         // Values are copied rather than shared with the configuration: all cores read that, and a shared value is
         // counted by an atomic that they would all write.
@@ -99,21 +145,22 @@ impl RemoteKms for AwsKms {
     fn wrap_request(
         &self,
         dek: &Dek,
-        _token: Option<&Token>,
+        token: Option<&Token>,
         session: &mut Session,
         now: SystemTime,
     ) -> Result<HttpRequest, KmsError> {
+        let signer = self.credentials.signer(token, KmsOperation::Wrap)?;
         let body = object(&[
             ("KeyId", Member::Json(&self.key_id_json)),
-            ("Plaintext", Member::Bytes(dek.expose())),
+            ("Plaintext", Member::Base64(dek.expose())),
         ]);
-        Ok(self.request("TrentService.Encrypt", body, session, now))
+        Ok(self.request("TrentService.Encrypt", body, signer, session, now))
     }
 
     fn unwrap_request(
         &self,
         blob: &[u8],
-        _token: Option<&Token>,
+        token: Option<&Token>,
         session: &mut Session,
         now: SystemTime,
     ) -> Result<HttpRequest, KmsError> {
@@ -125,21 +172,44 @@ impl RemoteKms for AwsKms {
                 Clean::ours("the blob is not one of AWS KMS: those have 1 to 6144 bytes"),
             ));
         }
-        let blob = ("CiphertextBlob", Member::Bytes(blob));
+        let signer = self.credentials.signer(token, KmsOperation::Unwrap)?;
+        let blob = ("CiphertextBlob", Member::Base64(blob));
         let body = if self.unwrap_names_key {
             object(&[blob, ("KeyId", Member::Json(&self.key_id_json))])
         } else {
             object(&[blob])
         };
-        Ok(self.request("TrentService.Decrypt", body, session, now))
+        Ok(self.request("TrentService.Decrypt", body, signer, session, now))
     }
 
     fn read_wrap(&self, answer: &HttpAnswer<'_>) -> Result<Vec<u8>, KmsError> {
-        answer::read_wrap(answer)
+        answer::read_wrap(answer, self.credentials.signed_with())
     }
 
     fn read_unwrap(&self, answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {
-        answer::read_unwrap(answer)
+        answer::read_unwrap(answer, self.credentials.signed_with())
+    }
+
+    fn credential(&self) -> Option<CredentialId> {
+        self.credentials.role().map(Role::credential)
+    }
+
+    fn token_step(
+        &self,
+        _last: Option<&Token>,
+        _refused: Option<&KmsError>,
+        session: &mut Session,
+        now: SystemTime,
+    ) -> Result<TokenStep, KmsError> {
+        let role = self.credentials.role();
+        role.map(|role| TokenStep::Call(Box::new(role.call(session, now))))
+            .ok_or_else(|| KmsError::without_tokens(KIND))
+    }
+
+    fn read_token(&self, answer: &HttpAnswer<'_>, now: SystemTime) -> Result<Token, KmsError> {
+        let role = self.credentials.role();
+        role.ok_or_else(|| KmsError::without_tokens(KIND))?
+            .read(answer, now)
     }
 }
 
@@ -148,76 +218,9 @@ impl fmt::Debug for AwsKms {
         f.debug_struct("AwsKms")
             .field("endpoint", &self.endpoint)
             .field("key_id", &self.key_id_json)
-            .field("signer", &self.signer)
+            .field("credentials", &self.credentials)
             .finish()
     }
-}
-
-fn value<T: TryInto<HeaderValue>>(text: T) -> HeaderValue {
-    #[expect(
-        clippy::expect_used,
-        reason = "the configuration was checked for the same characters"
-    )]
-    text.try_into().ok().expect("visible ASCII")
-}
-
-fn sensitive(mut value: HeaderValue) -> HeaderValue {
-    value.set_sensitive(true);
-    value
-}
-
-/// A member's value in a request body.
-enum Member<'a> {
-    /// JSON as it is.
-    Json(&'a str),
-    /// Bytes, to be spelt in standard base64 with padding.
-    Bytes(&'a [u8]),
-}
-
-impl Member<'_> {
-    fn json_bytes(&self) -> usize {
-        match self {
-            Self::Json(json) => json.len(),
-            Self::Bytes(bytes) => bytes.len().div_ceil(3) * 4 + 2,
-        }
-    }
-}
-
-/// A JSON object in a buffer that is allocated once, at its full size: what grows leaves its old self behind unwiped.
-fn object(members: &[(&str, Member<'_>)]) -> Zeroizing<Vec<u8>> {
-    // Per member two quotes, a colon, and the comma or brace before it; then the last brace.
-    let size = members
-        .iter()
-        .map(|(name, value)| name.len() + value.json_bytes() + 4)
-        .sum::<usize>()
-        + 1;
-    let mut body = Zeroizing::new(Vec::with_capacity(size));
-    for (index, (name, value)) in members.iter().enumerate() {
-        body.push(if index == 0 { b'{' } else { b',' });
-        body.push(b'"');
-        body.extend_from_slice(name.as_bytes());
-        body.extend_from_slice(b"\":");
-        match value {
-            Member::Json(json) => body.extend_from_slice(json.as_bytes()),
-            Member::Bytes(bytes) => {
-                body.push(b'"');
-                let start = body.len();
-                body.resize(size.min(start + bytes.len().div_ceil(3) * 4), 0);
-                if let Some(place) = body.get_mut(start..) {
-                    let written = BASE64.encode_slice(bytes, place);
-                    debug_assert_eq!(written, Ok(place.len()), "the size was computed for it");
-                }
-                body.push(b'"');
-            }
-        }
-    }
-    body.push(b'}');
-    assert_eq!(
-        body.len(),
-        size,
-        "the buffer neither grew nor was too large"
-    );
-    body
 }
 
 /// Largest blob that KMS makes or takes, in bytes: the API's own limit.

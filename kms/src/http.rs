@@ -125,14 +125,15 @@ impl Endpoint {
         })
     }
 
-    /// All that tells it from other endpoints, for the identity of a credential that is sent there.
+    /// All of it in one text, for the identity of a credential that is shown there.
     pub(crate) fn identity(&self) -> String {
         let pem = match &self.roots {
             Roots::Public => "",
             Roots::Pem(pem) => pem,
         };
-        let (tls, name, pin) = (self.tls, &self.server_name, self.spki_pin);
-        format!("{tls} {} {name:?} {pin:?} {pem}", self.host_header())
+        let (tls, name, pin) = (self.tls, self.tls_name(), self.spki_pin);
+        // Only the last part may hold line ends.
+        format!("{tls}\n{}\n{name}\n{pin:?}\n{pem}", self.host_header())
     }
 
     /// The `host` header: with the port unless it is the scheme's own (RFC 9110, sections 4.2 and 7.2).

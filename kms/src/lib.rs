@@ -27,11 +27,15 @@
 #![forbid(unsafe_code)]
 
 mod aws;
+mod class;
 mod config;
 mod error;
+mod form;
 mod http;
+mod json;
 mod local;
 mod remote;
+mod rsa;
 mod session;
 mod text;
 mod token;
@@ -75,8 +79,8 @@ impl Kms {
                 access_key_id,
                 secret_access_key,
                 session_token,
-                assume_role: _,
-                sts_endpoint: _,
+                assume_role,
+                sts_endpoint,
             } => {
                 let key = AwsKey {
                     key_id,
@@ -84,12 +88,14 @@ impl Kms {
                     access_key_id,
                     secret_access_key,
                     session_token: session_token.as_ref(),
+                    assume_role: assume_role.as_ref(),
+                    sts_endpoint: sts_endpoint.as_deref(),
                 };
                 Ok(Self::Remote(Box::new(AwsKms::from_doc(doc, &key)?)))
             }
-            KmsKeyDoc::Gcp { .. } | KmsKeyDoc::Azure { .. } | KmsKeyDoc::Thales { .. } => {
-                Err(ConfigError::new("type", "one that this version knows"))
-            }
+            KmsKeyDoc::Azure { .. } => Err(ConfigError::new("type", "x")),
+            KmsKeyDoc::Thales { .. } => Err(ConfigError::new("type", "x")),
+            KmsKeyDoc::Gcp { .. } => Err(ConfigError::new("type", "one that this version knows")),
         }
     }
 

@@ -59,6 +59,12 @@ impl Clock {
         (now_s + self.offset_s).clamp(0, UNIX_SECONDS_MAX)
     }
 
+    /// Takes over the server's time from an answer that came just now.
+    pub(crate) fn learn(&mut self, server_time: SystemTime, now: SystemTime) {
+        self.asked_at_s = Some(unix_seconds(now));
+        self.repair(server_time);
+    }
+
     fn repair(&mut self, server_time: SystemTime) -> bool {
         let Some(asked_at_s) = self.asked_at_s else {
             return false;
@@ -169,6 +175,17 @@ mod tests {
     }
 
     #[test]
+    fn the_time_of_an_answer_can_be_learnt_without_a_request() {
+        let mut clock = Clock::default();
+        clock.learn(at(NOON + 600), at(NOON));
+        assert_eq!(clock.correct(at(NOON)), NOON as i64 + 600);
+        clock.learn(at(NOON + 601), at(NOON));
+        assert_eq!(clock.correct(at(NOON)), NOON as i64 + 600);
+        clock.learn(at(NOON + 100), at(NOON + 99));
+        assert_eq!(clock.correct(at(NOON)), NOON as i64);
+    }
+
+    #[test]
     fn nothing_is_repaired_before_a_request_or_by_another_error() {
         let mut session = Session::default();
         assert!(!session.repair(&skewed(NOON)));
@@ -177,6 +194,7 @@ mod tests {
             Retry::No,
             Retry::Transient,
             Retry::Throttled { after: None },
+            Retry::AfterNewToken,
         ] {
             assert!(!session.repair(&skewed(NOON + 600).with_retry(retry)));
         }

@@ -7,15 +7,23 @@
 use std::{borrow::Cow, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use quick_xml::{Reader, events::Event};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tsp_wire::Dek;
 
-use super::{BLOB_BYTES_MAX, KIND, api_name};
-use crate::{HttpAnswer, KmsError, KmsErrorKind, KmsOperation, Retry, text::Clean};
+use super::{BLOB_BYTES_MAX, KIND, api_name, xml};
+use crate::{
+    HttpAnswer, KmsError, KmsOperation,
+    class::{Class, Refusal},
+    http::RETRY_AFTER_MAX,
+    json::lent,
+    text::Clean,
+};
 
-pub(super) fn read_wrap(answer: &HttpAnswer<'_>) -> Result<Vec<u8>, KmsError> {
+pub(super) fn read_wrap(
+    answer: &HttpAnswer<'_>,
+    signed_with: SignedWith,
+) -> Result<Vec<u8>, KmsError> {
     #[derive(Deserialize)]
     struct Encrypted<'a> {
         #[serde(borrow, rename = "CiphertextBlob")]
@@ -24,7 +32,7 @@ pub(super) fn read_wrap(answer: &HttpAnswer<'_>) -> Result<Vec<u8>, KmsError> {
 
     let unusable = |why| Err(unusable(KmsOperation::Wrap, answer, why));
     if answer.status != 200 {
-        return Err(refusal(KmsOperation::Wrap, answer));
+        return Err(refusal(KmsOperation::Wrap, answer, signed_with));
     }
     let Ok(Encrypted { blob }) = serde_json::from_slice(answer.body) else {
         return unusable("its answer is not the JSON of an encryption");
@@ -45,7 +53,10 @@ pub(super) fn read_wrap(answer: &HttpAnswer<'_>) -> Result<Vec<u8>, KmsError> {
     }
 }
 
-pub(super) fn read_unwrap(answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {
+pub(super) fn read_unwrap(
+    answer: &HttpAnswer<'_>,
+    signed_with: SignedWith,
+) -> Result<Dek, KmsError> {
     #[derive(Deserialize)]
     struct Decrypted<'a> {
         #[serde(borrow, rename = "Plaintext")]
@@ -54,7 +65,7 @@ pub(super) fn read_unwrap(answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {
 
     let unusable = |why| Err(unusable(KmsOperation::Unwrap, answer, why));
     if answer.status != 200 {
-        return Err(refusal(KmsOperation::Unwrap, answer));
+        return Err(refusal(KmsOperation::Unwrap, answer, signed_with));
     }
     let Ok(Decrypted { plaintext }) = serde_json::from_slice(answer.body) else {
         return unusable("its answer is not the JSON of a decryption");
@@ -77,209 +88,144 @@ pub(super) fn read_unwrap(answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {
     .or_else(unusable)
 }
 
-/// The text of a JSON string that needs no decoding, as it stands in the body; `None` for any other value.
-///
-/// Base64 needs no escapes, and decoding one would leave a copy of the key in memory that nobody wipes.
-fn lent(value: &RawValue) -> Option<&str> {
-    let text = value.get().strip_prefix('"')?.strip_suffix('"')?;
-    (!text.contains('\\')).then_some(text)
-}
-
 /// KMS said yes, but what it gave cannot be used.
 fn unusable(operation: KmsOperation, answer: &HttpAnswer<'_>, why: &'static str) -> KmsError {
     KmsError::new(operation.failed(), KIND, operation, Clean::ours(why))
         .with_request_id(answer.header(REQUEST_ID).and_then(Clean::request_id))
 }
 
-const REQUEST_ID: &str = "x-amzn-requestid";
+pub(super) const REQUEST_ID: &str = "x-amzn-requestid";
 
-/// KMS, or something on the way, said no.
-fn refusal(operation: KmsOperation, answer: &HttpAnswer<'_>) -> KmsError {
+/// KMS, STS, or something on the way said no.
+pub(super) fn refusal(
+    operation: KmsOperation,
+    answer: &HttpAnswer<'_>,
+    signed_with: SignedWith,
+) -> KmsError {
     let said = Said::read(answer);
     let code = said.code.as_deref().map(bare_code);
     let known = code.and_then(|code| CODES.iter().find(|(known, _)| *known == code));
     let message = said.message.as_deref().unwrap_or_default();
     let class = match known {
-        Some((_, Class::Signature)) if is_about_time(message) => Class::Clock,
-        Some((_, class)) => *class,
+        Some((_, Means::Is(class))) => *class,
+        Some((_, Means::Signature)) if is_about_time(message) => Class::Clock,
+        Some((_, Means::Session)) if signed_with == SignedWith::Role => Class::Token,
+        Some((_, Means::Signature | Means::Session)) => Class::Credentials,
         None => Class::of_status(answer.status),
     };
     let code = match known {
         Some((known, _)) => Some(Clean::ours(known)),
         None => code.map(Clean::code).and_then(Clean::non_empty),
     };
-    let sentence = Clean::sentence(message).non_empty().unwrap_or_else(|| {
-        let (name, status, why) = (api_name(operation), answer.status, class.sentence());
-        Clean::sentence(&format!(
-            "it answered {name} with HTTP status {status}: {why}"
-        ))
-    });
-    let request_id = answer.header(REQUEST_ID).or(said.request_id.as_deref());
-    KmsError::new(class.kind(operation), KIND, operation, sentence)
-        .with_code(code)
-        .with_request_id(request_id.and_then(Clean::request_id))
-        .with_retry(class.retry(answer))
+    let refusal = Refusal {
+        provider: KIND,
+        operation,
+        class,
+        api_name: api_name(operation),
+        code,
+        message,
+        request_id: answer.header(REQUEST_ID).or(said.request_id.as_deref()),
+        retry_after: retry_after(answer),
+    };
+    refusal.into_error(answer)
 }
 
-/// What a code means, or a status where there is no code that we know.
+/// What a refused request was signed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
-    /// Something about the key, its permissions, or the endpoint.
-    Configuration,
-    /// The credentials.
-    Credentials,
-    /// The signature: wrong secret, or wrong time if the message says so.
+pub(super) enum SignedWith {
+    /// What the configuration holds.
+    Configured,
+    /// The session of an assumed role, of which there can be another.
+    Role,
+}
+
+/// What a code means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Means {
+    Is(Class),
+    /// The signature is not accepted: for a wrong secret, or for a wrong time if the message says so.
     Signature,
-    /// Our clock, or the server's.
-    Clock,
-    /// The blob.
-    Ciphertext,
-    /// The rate.
-    Throttled,
-    /// KMS is in trouble; it may pass.
-    Trouble,
-    /// KMS is in trouble that does not pass by itself.
-    LastingTrouble,
-    /// The account.
-    Account,
-    /// A request that KMS does not understand: our defect, or not KMS at all.
-    Defect,
-    /// Neither an answer nor an error.
-    NoAnswer,
-    /// A redirection.
-    Redirect,
+    /// The credentials are not accepted, and if they are a session's, others may be.
+    Session,
 }
 
 /// All codes that KMS and the front ends before it are known to use for what we ask (AWS KMS API Reference, "Common
 /// Errors" and the errors of `Encrypt` and `Decrypt`; the throttling and transient codes of the AWS SDKs' retry rules).
-const CODES: &[(&str, Class)] = &[
-    ("NotFoundException", Class::Configuration),
-    ("InvalidArnException", Class::Configuration),
-    ("DisabledException", Class::Configuration),
-    ("KMSInvalidStateException", Class::Configuration),
-    ("InvalidKeyUsageException", Class::Configuration),
-    ("UnsupportedOperationException", Class::Configuration),
-    ("ValidationException", Class::Configuration),
-    ("InvalidGrantTokenException", Class::Configuration),
-    ("AccessDeniedException", Class::Configuration),
-    ("AccessDenied", Class::Configuration),
-    ("NotAuthorized", Class::Configuration),
-    ("RegionDisabledException", Class::Configuration),
-    ("UnrecognizedClientException", Class::Credentials),
-    ("InvalidClientTokenId", Class::Credentials),
-    ("MissingAuthenticationToken", Class::Credentials),
-    ("MissingAuthenticationTokenException", Class::Credentials),
-    ("IncompleteSignature", Class::Credentials),
-    ("IncompleteSignatureException", Class::Credentials),
-    ("InvalidAccessKeyId", Class::Credentials),
-    ("ExpiredToken", Class::Credentials),
-    ("ExpiredTokenException", Class::Credentials),
-    ("TokenRefreshRequired", Class::Credentials),
-    ("RequestExpired", Class::Credentials),
-    ("InvalidSignatureException", Class::Signature),
-    ("SignatureDoesNotMatch", Class::Signature),
-    ("RequestTimeTooSkewed", Class::Clock),
-    ("InvalidCiphertextException", Class::Ciphertext),
-    ("IncorrectKeyException", Class::Ciphertext),
-    ("Throttling", Class::Throttled),
-    ("ThrottlingException", Class::Throttled),
-    ("ThrottledException", Class::Throttled),
-    ("RequestThrottled", Class::Throttled),
-    ("RequestThrottledException", Class::Throttled),
-    ("TooManyRequestsException", Class::Throttled),
-    ("RequestLimitExceeded", Class::Throttled),
-    ("LimitExceededException", Class::Throttled),
-    ("SlowDown", Class::Throttled),
-    ("ProvisionedThroughputExceededException", Class::Throttled),
-    ("KMSInternalException", Class::Trouble),
-    ("KeyUnavailableException", Class::Trouble),
-    ("DependencyTimeoutException", Class::Trouble),
-    ("InternalFailure", Class::Trouble),
-    ("InternalError", Class::Trouble),
-    ("InternalServerError", Class::Trouble),
-    ("ServiceUnavailable", Class::Trouble),
-    ("ServiceUnavailableException", Class::Trouble),
-    ("RequestTimeout", Class::Trouble),
-    ("RequestTimeoutException", Class::Trouble),
-    ("RequestAbortedException", Class::Trouble),
-    ("OptInRequired", Class::Account),
-    ("SubscriptionRequiredException", Class::Account),
-    ("SerializationException", Class::Defect),
-    ("UnknownOperationException", Class::Defect),
-    ("MalformedHttpRequestException", Class::Defect),
-    ("DryRunOperationException", Class::Defect),
+const CODES: &[(&str, Means)] = &[
+    ("NotFoundException", Means::Is(Class::Configuration)),
+    ("InvalidArnException", Means::Is(Class::Configuration)),
+    ("DisabledException", Means::Is(Class::Configuration)),
+    ("KMSInvalidStateException", Means::Is(Class::Configuration)),
+    ("InvalidKeyUsageException", Means::Is(Class::Configuration)),
+    (
+        "UnsupportedOperationException",
+        Means::Is(Class::Configuration),
+    ),
+    ("ValidationException", Means::Is(Class::Configuration)),
+    ("ValidationError", Means::Is(Class::Configuration)),
+    (
+        "InvalidGrantTokenException",
+        Means::Is(Class::Configuration),
+    ),
+    ("AccessDeniedException", Means::Is(Class::Configuration)),
+    ("AccessDenied", Means::Is(Class::Configuration)),
+    ("NotAuthorized", Means::Is(Class::Configuration)),
+    ("RegionDisabledException", Means::Is(Class::Configuration)),
+    ("UnrecognizedClientException", Means::Session),
+    ("InvalidClientTokenId", Means::Session),
+    ("MissingAuthenticationToken", Means::Is(Class::Credentials)),
+    (
+        "MissingAuthenticationTokenException",
+        Means::Is(Class::Credentials),
+    ),
+    ("IncompleteSignature", Means::Is(Class::Credentials)),
+    (
+        "IncompleteSignatureException",
+        Means::Is(Class::Credentials),
+    ),
+    ("InvalidAccessKeyId", Means::Is(Class::Credentials)),
+    ("ExpiredToken", Means::Session),
+    ("ExpiredTokenException", Means::Session),
+    ("TokenRefreshRequired", Means::Session),
+    ("RequestExpired", Means::Session),
+    ("InvalidSignatureException", Means::Signature),
+    ("SignatureDoesNotMatch", Means::Signature),
+    ("RequestTimeTooSkewed", Means::Is(Class::Clock)),
+    ("InvalidCiphertextException", Means::Is(Class::Ciphertext)),
+    ("IncorrectKeyException", Means::Is(Class::Ciphertext)),
+    ("Throttling", Means::Is(Class::Throttled)),
+    ("ThrottlingException", Means::Is(Class::Throttled)),
+    ("ThrottledException", Means::Is(Class::Throttled)),
+    ("RequestThrottled", Means::Is(Class::Throttled)),
+    ("RequestThrottledException", Means::Is(Class::Throttled)),
+    ("TooManyRequestsException", Means::Is(Class::Throttled)),
+    ("RequestLimitExceeded", Means::Is(Class::Throttled)),
+    ("LimitExceededException", Means::Is(Class::Throttled)),
+    ("SlowDown", Means::Is(Class::Throttled)),
+    (
+        "ProvisionedThroughputExceededException",
+        Means::Is(Class::Throttled),
+    ),
+    ("KMSInternalException", Means::Is(Class::Trouble)),
+    ("KeyUnavailableException", Means::Is(Class::Trouble)),
+    ("DependencyTimeoutException", Means::Is(Class::Trouble)),
+    ("InternalFailure", Means::Is(Class::Trouble)),
+    ("InternalError", Means::Is(Class::Trouble)),
+    ("InternalServerError", Means::Is(Class::Trouble)),
+    ("ServiceUnavailable", Means::Is(Class::Trouble)),
+    ("ServiceUnavailableException", Means::Is(Class::Trouble)),
+    ("RequestTimeout", Means::Is(Class::Trouble)),
+    ("RequestTimeoutException", Means::Is(Class::Trouble)),
+    ("RequestAbortedException", Means::Is(Class::Trouble)),
+    ("OptInRequired", Means::Is(Class::Account)),
+    ("SubscriptionRequiredException", Means::Is(Class::Account)),
+    ("SerializationException", Means::Is(Class::Defect)),
+    ("UnknownOperationException", Means::Is(Class::Defect)),
+    ("MalformedHttpRequestException", Means::Is(Class::Defect)),
+    ("MalformedPolicyDocument", Means::Is(Class::Defect)),
+    ("PackedPolicyTooLarge", Means::Is(Class::Defect)),
+    ("DryRunOperationException", Means::Is(Class::Defect)),
 ];
-
-impl Class {
-    /// Without a known code only the status is left, and it says little: AWS uses 400 for most errors.
-    ///
-    /// 403 is taken for a missing permission rather than for wrong credentials: wrong credentials come with a code, so
-    /// this is something on the way, such as a firewall, that must be told to let us pass.
-    const fn of_status(status: u16) -> Self {
-        match status {
-            300..=399 => Self::Redirect,
-            401 => Self::Credentials,
-            403 | 404 => Self::Configuration,
-            429 | 509 => Self::Throttled,
-            408 | 500 | 502 | 503 | 504 => Self::Trouble,
-            501..=599 => Self::LastingTrouble,
-            400..=499 => Self::Defect,
-            _ => Self::NoAnswer,
-        }
-    }
-
-    const fn kind(self, operation: KmsOperation) -> KmsErrorKind {
-        match self {
-            Self::Configuration | Self::Redirect => KmsErrorKind::Configuration,
-            Self::Credentials | Self::Signature | Self::Clock => KmsErrorKind::Authorization,
-            Self::Throttled => KmsErrorKind::Throttled,
-            Self::Trouble | Self::LastingTrouble => KmsErrorKind::Unreachable,
-            Self::Account => KmsErrorKind::Account,
-            Self::Ciphertext | Self::Defect | Self::NoAnswer => operation.failed(),
-        }
-    }
-
-    fn retry(self, answer: &HttpAnswer<'_>) -> Retry {
-        match self {
-            Self::Throttled => Retry::Throttled {
-                after: retry_after(answer),
-            },
-            Self::Trouble => Retry::Transient,
-            // Without the server's time there is nothing to repair by.
-            Self::Clock => server_time(answer).map_or(Retry::No, |server_time| {
-                Retry::AfterClockRepair { server_time }
-            }),
-            Self::Configuration
-            | Self::Credentials
-            | Self::Signature
-            | Self::Ciphertext
-            | Self::LastingTrouble
-            | Self::Account
-            | Self::Defect
-            | Self::NoAnswer
-            | Self::Redirect => Retry::No,
-        }
-    }
-
-    /// What to say where KMS says nothing.
-    const fn sentence(self) -> &'static str {
-        match self {
-            Self::Configuration => "the key cannot be used, or a permission is missing",
-            Self::Credentials => "the credentials are not accepted",
-            Self::Signature => "the signature is not accepted",
-            Self::Clock => "the time of the request is too far from the server's",
-            Self::Ciphertext => "the blob is not this key's, or was altered",
-            Self::Throttled => "the rate is limited",
-            Self::Trouble | Self::LastingTrouble => "the service is not available",
-            Self::Account => "the account is not subscribed",
-            Self::Defect => "the request was not understood",
-            Self::NoAnswer => "that is no answer",
-            Self::Redirect => {
-                "redirections are not followed, so the endpoint must be the KMS itself"
-            }
-        }
-    }
-}
 
 /// Whether a refused signature was refused for its time. AWS uses one code for both; only the text differs.
 fn is_about_time(message: &str) -> bool {
@@ -288,34 +234,13 @@ fn is_about_time(message: &str) -> bool {
         .any(|text| message.contains(text))
 }
 
-fn server_time(answer: &HttpAnswer<'_>) -> Option<std::time::SystemTime> {
-    httpdate::parse_http_date(answer.header("date")?).ok()
-}
-
-/// Longest pause that is passed on: a day says "not now" as well as a year does, and cannot overflow anybody's sum.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
-
-/// How long the server wants us to wait: its own header in milliseconds, or the standard one (RFC 9110, section 10.2.3) in
-/// seconds or as a date, which counts from the answer's own date.
+/// How long the server wants us to wait: its own header in milliseconds, or the standard one.
 fn retry_after(answer: &HttpAnswer<'_>) -> Option<Duration> {
-    let milliseconds = answer
-        .header("x-amz-retry-after")
-        .and_then(|text| text.trim().parse().ok());
-    let pause = milliseconds.map(Duration::from_millis).or_else(|| {
-        let text = answer.header("retry-after")?.trim();
-        match text.parse() {
-            Ok(seconds) => Some(Duration::from_secs(seconds)),
-            Err(_) => {
-                let until = httpdate::parse_http_date(text).ok()?;
-                Some(
-                    until
-                        .duration_since(server_time(answer)?)
-                        .unwrap_or(Duration::ZERO),
-                )
-            }
-        }
-    });
-    pause.map(|pause| pause.min(RETRY_AFTER_MAX))
+    let milliseconds = answer.header("x-amz-retry-after");
+    match milliseconds.and_then(|text| text.trim().parse().ok()) {
+        Some(pause) => Some(Duration::from_millis(pause).min(RETRY_AFTER_MAX)),
+        None => answer.retry_after(),
+    }
 }
 
 /// What an error answer says, before any of it is believed.
@@ -375,53 +300,23 @@ impl<'a> Said<'a> {
     /// signatures: a `Code` and a `Message` in an `Error`, wrapped in one of several ways. Anything else, HTML above all,
     /// counts as nothing.
     fn from_xml(body: &'a [u8]) -> Option<Self> {
-        const DEPTH_MAX: usize = 16;
-        const ROOTS: [&str; 3] = ["ErrorResponse", "Response", "Error"];
-
-        let mut reader = Reader::from_str(std::str::from_utf8(body).ok()?);
-        let mut path: Vec<String> = Vec::new();
         let mut said = Self::default();
-        loop {
-            let mut text = None;
-            match reader.read_event().ok()? {
-                Event::Start(tag) => {
-                    path.push(tag.local_name().as_ref().to_owned());
-                    let root = path.first().map_or("", String::as_str);
-                    if path.len() > DEPTH_MAX || !ROOTS.contains(&root) {
-                        return None;
-                    }
-                }
-                Event::End(_) => {
-                    path.pop();
-                }
-                Event::Text(content) => text = Some(content.xml10_content()),
-                Event::CData(content) => text = Some(content.xml10_content()),
-                Event::GeneralRef(entity) => {
-                    let char = entity.resolve_char_ref().ok()?;
-                    text = Some(match char {
-                        Some(char) => Cow::Owned(char.to_string()),
-                        None => Cow::Borrowed(quick_xml::escape::resolve_xml_entity(
-                            &entity.xml10_content(),
-                        )?),
-                    });
-                }
-                // Entities of its own making, or a file of ours: nothing that a KMS sends.
-                Event::DocType(_) => return None,
-                Event::Empty(_) | Event::Comment(_) | Event::Decl(_) | Event::PI(_) => {}
-                Event::Eof => return path.is_empty().then_some(said),
-            }
-            if let Some(text) = text {
-                let place = match path.as_slice() {
+        xml::walk(
+            body,
+            &["ErrorResponse", "Response", "Error"],
+            |path, text| {
+                let place = match path {
                     [.., parent, name] if parent == "Error" && name == "Code" => &mut said.code,
                     [.., parent, name] if parent == "Error" && name == "Message" => {
                         &mut said.message
                     }
                     [.., name] if name.eq_ignore_ascii_case("RequestId") => &mut said.request_id,
-                    _ => continue,
+                    _ => return,
                 };
                 place.get_or_insert_default().to_mut().push_str(&text);
-            }
-        }
+            },
+        )?;
+        Some(said)
     }
 }
 

@@ -1,16 +1,25 @@
 //! What a configuration for AWS KMS may hold. What comes out of here cannot make a request that is not one.
 
-use tsp_wire::{Secret, snapshot::KmsConfigDoc};
+use std::ops::RangeInclusive;
 
-use super::{AwsKms, sigv4::Signer};
-use crate::{ConfigError, Endpoint, config::visible};
+use tsp_wire::{
+    Secret,
+    snapshot::{AssumeRoleDoc, KmsConfigDoc},
+};
+
+use super::{
+    AwsKms, Credentials,
+    sigv4::Signer,
+    sts::{Role, RoleMembers},
+};
+use crate::{ConfigError, Endpoint, config::visible, http::Roots};
 
 /// Longest access key id, in bytes: the API's own limit.
-const ACCESS_KEY_ID_BYTES_MAX: usize = 128;
+pub(super) const ACCESS_KEY_ID_BYTES_MAX: usize = 128;
 /// Longest secret access key, in bytes: real ones have 40.
-const SECRET_ACCESS_KEY_BYTES_MAX: usize = 256;
+pub(super) const SECRET_ACCESS_KEY_BYTES_MAX: usize = 256;
 /// Longest session token, in bytes: real ones stay below 4 KiB, and it travels in a header.
-const SESSION_TOKEN_BYTES_MAX: usize = 8 * 1024;
+pub(super) const SESSION_TOKEN_BYTES_MAX: usize = 8 * 1024;
 /// Longest key id, in bytes: the API's own limit.
 const KEY_ID_BYTES_MAX: usize = 2048;
 
@@ -21,6 +30,8 @@ pub(crate) struct AwsKey<'a> {
     pub(crate) access_key_id: &'a str,
     pub(crate) secret_access_key: &'a Secret<String>,
     pub(crate) session_token: Option<&'a Secret<String>>,
+    pub(crate) assume_role: Option<&'a AssumeRoleDoc>,
+    pub(crate) sts_endpoint: Option<&'a str>,
 }
 
 impl AwsKms {
@@ -28,12 +39,7 @@ impl AwsKms {
     pub(crate) fn from_doc(doc: &KmsConfigDoc, key: &AwsKey<'_>) -> Result<Self, ConfigError> {
         let partition = check_region(key.region)?;
         let unwrap_names_key = check_key_id(key.key_id, partition)?;
-        let access_key_sound = (1..=ACCESS_KEY_ID_BYTES_MAX).contains(&key.access_key_id.len())
-            && key
-                .access_key_id
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        if !access_key_sound {
+        if !is_access_key_id(key.access_key_id) {
             return Err(ConfigError::new(
                 "access_key_id",
                 "an AWS access key id, such as AKIA followed by 16 letters and digits",
@@ -58,21 +64,127 @@ impl AwsKms {
             Endpoint::from_doc(doc, &format!("kms.{}.{}", key.region, partition.suffix))?;
         let key_id_json = serde_json::Value::from(key.key_id).to_string();
         let copy = |secret: &Secret<String>| Secret::new(secret.expose().clone());
-        let signer = Signer::new(
-            key.access_key_id.to_owned(),
-            copy(key.secret_access_key),
-            key.session_token.map(copy),
-            key.region.to_owned(),
-            Self::SERVICE,
-        );
+        let signer = |service| {
+            Signer::new(
+                key.access_key_id.to_owned(),
+                copy(key.secret_access_key),
+                key.session_token.map(copy),
+                key.region.to_owned(),
+                service,
+            )
+        };
+        let credentials = match key.assume_role {
+            None => Credentials::Configured(signer(Self::SERVICE)),
+            Some(role) => {
+                let members = check_role(role, partition)?;
+                let endpoint = match key.sts_endpoint {
+                    Some(url) => Endpoint::from_url("sts_endpoint", url, doc)?,
+                    None => {
+                        let host = format!("sts.{}.{}", key.region, partition.suffix);
+                        Endpoint::at(&host, Roots::from_doc(doc)?)
+                    }
+                };
+                let role = Role::new(endpoint, signer(Role::SERVICE), &members);
+                Credentials::Role(Box::new(role))
+            }
+        };
         Ok(Self {
             host: endpoint.host_header(),
             endpoint,
-            signer,
+            credentials,
             key_id_json,
             unwrap_names_key,
         })
     }
+}
+
+/// Whether `id` can be the id of an access key.
+pub(super) fn is_access_key_id(id: &str) -> bool {
+    (1..=ACCESS_KEY_ID_BYTES_MAX).contains(&id.len())
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// Shortest and longest ARN of a role, in bytes: the API's own limits, as all below.
+const ROLE_ARN_BYTES: RangeInclusive<usize> = 20..=2048;
+/// Shortest and longest external id, in bytes.
+const EXTERNAL_ID_BYTES: RangeInclusive<usize> = 2..=1224;
+/// Shortest and longest name of a session, in bytes.
+const SESSION_NAME_BYTES: RangeInclusive<usize> = 2..=64;
+/// Shortest and longest life of a session, in seconds.
+const DURATION_S: RangeInclusive<u32> = 900..=43_200;
+
+/// The name under which the role's account logs our sessions, if the configuration has none.
+const SESSION_NAME: &str = "tenant-security-proxy";
+
+fn check_role<'a>(
+    role: &'a AssumeRoleDoc,
+    partition: &Partition,
+) -> Result<RoleMembers<'a>, ConfigError> {
+    // Letters, digits and `_=,.@-`, which all of the members may hold, and `+`.
+    fn spelt_of(text: &str, bytes: &RangeInclusive<usize>, more: &[u8]) -> bool {
+        let one = |byte: u8| {
+            byte.is_ascii_alphanumeric() || b"_+=,.@-".contains(&byte) || more.contains(&byte)
+        };
+        bytes.contains(&text.len()) && text.bytes().all(one)
+    }
+
+    if !is_role_arn(&role.role_arn, partition) || !ROLE_ARN_BYTES.contains(&role.role_arn.len()) {
+        return Err(ConfigError::new(
+            "role_arn",
+            format!(
+                "the ARN of a role in the partition of the configured region: \
+                 arn:{}:iam::ACCOUNT:role/NAME",
+                partition.name
+            ),
+        ));
+    }
+    let external_id = role.external_id.as_ref().map(|id| id.expose().as_str());
+    if external_id.is_some_and(|id| !spelt_of(id, &EXTERNAL_ID_BYTES, b":/")) {
+        return Err(ConfigError::new(
+            "external_id",
+            "2 to 1224 letters, digits, or characters of _+=,.@:/-",
+        ));
+    }
+    let session_name = role.session_name.as_deref().unwrap_or(SESSION_NAME);
+    if !spelt_of(session_name, &SESSION_NAME_BYTES, b"") {
+        return Err(ConfigError::new(
+            "session_name",
+            "2 to 64 letters, digits, or characters of _+=,.@-",
+        ));
+    }
+    if role.duration_s.is_some_and(|s| !DURATION_S.contains(&s)) {
+        return Err(ConfigError::new(
+            "duration_s",
+            "900 to 43200 seconds, and no more than the role allows",
+        ));
+    }
+    Ok(RoleMembers {
+        arn: &role.role_arn,
+        external_id,
+        session_name,
+        duration_s: role.duration_s,
+    })
+}
+
+/// Whether `arn` is `arn:PARTITION:iam::ACCOUNT:role/NAME`, perhaps with a path before the name.
+fn is_role_arn(arn: &str, partition: &Partition) -> bool {
+    let parts: Vec<_> = arn.splitn(6, ':').collect();
+    let ["arn", arn_partition, "iam", "", account, resource] = parts.as_slice() else {
+        return false;
+    };
+    let name = resource.strip_prefix("role/").unwrap_or_default();
+    *arn_partition == partition.name
+        && is_account(account)
+        && !name.is_empty()
+        && !name.ends_with('/')
+        // A path may hold all that is visible.
+        && name.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn is_account(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// A partition of AWS: regions that share accounts, and the domain that serves them.
@@ -161,8 +273,7 @@ fn check_key_id(key_id: &str, partition: &Partition) -> Result<bool, ConfigError
     let mut part = || parts.next().ok_or_else(wrong);
     let (arn_partition, service, region, account) = (part()?, part()?, part()?, part()?);
     let names_key = resource(part()?, "key/").ok_or_else(wrong)?;
-    let account_sound = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
-    if service != AwsKms::SERVICE || !account_sound || !is_region(region) {
+    if service != AwsKms::SERVICE || !is_account(account) || !is_region(region) {
         return Err(wrong());
     }
     if arn_partition != partition.name || Partition::of_region(region) != partition {

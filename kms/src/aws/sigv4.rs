@@ -13,11 +13,13 @@ use aws_sigv4::sign::v4::{calculate_signature, generate_signing_key};
 use sha2::{Digest as _, Sha256};
 use tsp_wire::Secret;
 
+use crate::CredentialId;
+
 /// A header to sign: its name in lower case, and its value.
 pub(super) type Header<'a> = (&'a str, &'a str);
 
 /// Credentials, and the region and service they sign for.
-pub(super) struct Signer {
+pub(crate) struct Signer {
     access_key_id: String,
     secret_access_key: Secret<String>,
     session_token: Option<Secret<String>>,
@@ -43,6 +45,21 @@ impl Signer {
             service,
             fingerprint,
         }
+    }
+
+    pub(super) fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// Names these credentials, and `more` that goes with them.
+    pub(super) fn credential(&self, more: &[&[u8]]) -> CredentialId {
+        let own: [&[u8]; 4] = [
+            self.access_key_id.as_bytes(),
+            self.secret_access_key.expose().as_bytes(),
+            self.session_token().unwrap_or_default().as_bytes(),
+            self.region.as_bytes(),
+        ];
+        CredentialId::of(&[own.as_slice(), more].concat())
     }
 
     pub(super) fn session_token(&self) -> Option<&str> {

@@ -2,6 +2,7 @@ use http::HeaderMap;
 use serde_json::Value;
 
 use super::*;
+use crate::{KmsErrorKind, Retry};
 
 /// Headers: names and values.
 type Pairs<'a> = &'a [(&'a str, &'a str)];
@@ -19,6 +20,16 @@ fn headers(pairs: Pairs<'_>) -> HeaderMap {
 }
 
 fn refused(operation: KmsOperation, status: u16, pairs: Pairs<'_>, body: &str) -> KmsError {
+    refused_by(operation, SignedWith::Configured, status, pairs, body)
+}
+
+fn refused_by(
+    operation: KmsOperation,
+    signed_with: SignedWith,
+    status: u16,
+    pairs: Pairs<'_>,
+    body: &str,
+) -> KmsError {
     let headers = headers(pairs);
     let answer = HttpAnswer {
         status,
@@ -26,15 +37,21 @@ fn refused(operation: KmsOperation, status: u16, pairs: Pairs<'_>, body: &str) -
         body: body.as_bytes(),
     };
     match operation {
-        KmsOperation::Wrap => read_wrap(&answer).unwrap_err(),
-        KmsOperation::Unwrap => read_unwrap(&answer).unwrap_err(),
-        KmsOperation::Token => panic!("not read here"),
+        KmsOperation::Wrap => read_wrap(&answer, signed_with).unwrap_err(),
+        KmsOperation::Unwrap => read_unwrap(&answer, signed_with).unwrap_err(),
+        KmsOperation::Token => refusal(operation, &answer, signed_with),
     }
 }
 
-fn with_code(operation: KmsOperation, status: u16, code: &str) -> KmsError {
-    refused(
+fn with_code(
+    operation: KmsOperation,
+    signed_with: SignedWith,
+    status: u16,
+    code: &str,
+) -> KmsError {
+    refused_by(
         operation,
+        signed_with,
         status,
         &[],
         &format!(r#"{{"__type":"{code}","message":"why"}}"#),
@@ -47,6 +64,7 @@ enum Again {
     No,
     Soon,
     Later,
+    WithNewToken,
 }
 
 fn again(error: &KmsError) -> Again {
@@ -55,217 +73,97 @@ fn again(error: &KmsError) -> Again {
         Retry::Transient => Again::Soon,
         Retry::Throttled { .. } => Again::Later,
         Retry::AfterClockRepair { .. } => panic!("needs a date to repair by"),
-        Retry::AfterNewToken => panic!("static keys have no token"),
+        Retry::AfterNewToken => Again::WithNewToken,
     }
 }
 
+/// Codes; TSP code on wrap, unwrap and token; whether to try again, and whether if a role's session signed.
+type Row = (&'static [&'static str], [u16; 3], Again, Again);
+
+#[rustfmt::skip]
+const TABLE: &[Row] = {
+    use Again::{Later, No, Soon, WithNewToken};
+    &[
+        (&["NotFoundException", "InvalidArnException", "DisabledException"],                     [207, 207, 207], No, No),
+        (&["KMSInvalidStateException", "InvalidKeyUsageException"],                              [207, 207, 207], No, No),
+        (&["UnsupportedOperationException", "ValidationException", "ValidationError"],           [207, 207, 207], No, No),
+        (&["InvalidGrantTokenException", "RegionDisabledException"],                             [207, 207, 207], No, No),
+        (&["AccessDeniedException", "AccessDenied", "NotAuthorized"],                            [207, 207, 207], No, No),
+        (&["InvalidSignatureException", "SignatureDoesNotMatch"],                                [206, 206, 206], No, No),
+        (&["MissingAuthenticationToken", "MissingAuthenticationTokenException"],                 [206, 206, 206], No, No),
+        (&["IncompleteSignature", "IncompleteSignatureException", "InvalidAccessKeyId"],         [206, 206, 206], No, No),
+        (&["UnrecognizedClientException", "InvalidClientTokenId"],                               [206, 206, 206], No, WithNewToken),
+        (&["ExpiredTokenException", "ExpiredToken", "TokenRefreshRequired", "RequestExpired"],   [206, 206, 206], No, WithNewToken),
+        // Without a date in the answer there is nothing to set the clock by.
+        (&["RequestTimeTooSkewed"],                                                              [206, 206, 206], No, No),
+        (&["InvalidCiphertextException", "IncorrectKeyException"],                               [204, 205, 206], No, No),
+        (&["ThrottlingException", "Throttling", "ThrottledException"],                           [209, 209, 209], Later, Later),
+        (&["RequestThrottled", "RequestThrottledException", "TooManyRequestsException"],         [209, 209, 209], Later, Later),
+        (&["RequestLimitExceeded", "LimitExceededException", "SlowDown"],                        [209, 209, 209], Later, Later),
+        (&["ProvisionedThroughputExceededException"],                                            [209, 209, 209], Later, Later),
+        (&["KMSInternalException", "KeyUnavailableException", "DependencyTimeoutException"],     [208, 208, 208], Soon, Soon),
+        (&["InternalFailure", "InternalError", "InternalServerError"],                           [208, 208, 208], Soon, Soon),
+        (&["ServiceUnavailable", "ServiceUnavailableException", "RequestAbortedException"],      [208, 208, 208], Soon, Soon),
+        (&["RequestTimeout", "RequestTimeoutException"],                                         [208, 208, 208], Soon, Soon),
+        (&["OptInRequired", "SubscriptionRequiredException"],                                    [210, 210, 210], No, No),
+        (&["SerializationException", "UnknownOperationException", "DryRunOperationException"],   [204, 205, 206], No, No),
+        (&["MalformedHttpRequestException", "MalformedPolicyDocument", "PackedPolicyTooLarge"],  [204, 205, 206], No, No),
+    ]
+};
+
 #[test]
 fn each_code_has_its_class_whatever_the_status() {
-    use Again::{Later, No, Soon};
-    // Codes; TSP code on wrap, on unwrap; whether to try again.
-    let table: &[(&[&str], u16, u16, Again)] = &[
-        (
-            &[
-                "NotFoundException",
-                "InvalidArnException",
-                "DisabledException",
-            ],
-            207,
-            207,
-            No,
-        ),
-        (
-            &["KMSInvalidStateException", "InvalidKeyUsageException"],
-            207,
-            207,
-            No,
-        ),
-        (
-            &["UnsupportedOperationException", "ValidationException"],
-            207,
-            207,
-            No,
-        ),
-        (
-            &["InvalidGrantTokenException", "RegionDisabledException"],
-            207,
-            207,
-            No,
-        ),
-        (
-            &["AccessDeniedException", "AccessDenied", "NotAuthorized"],
-            207,
-            207,
-            No,
-        ),
-        (
-            &["UnrecognizedClientException", "InvalidClientTokenId"],
-            206,
-            206,
-            No,
-        ),
-        (
-            &["InvalidSignatureException", "SignatureDoesNotMatch"],
-            206,
-            206,
-            No,
-        ),
-        (
-            &[
-                "MissingAuthenticationToken",
-                "MissingAuthenticationTokenException",
-            ],
-            206,
-            206,
-            No,
-        ),
-        (
-            &["IncompleteSignature", "IncompleteSignatureException"],
-            206,
-            206,
-            No,
-        ),
-        (&["InvalidAccessKeyId"], 206, 206, No),
-        (
-            &[
-                "ExpiredTokenException",
-                "ExpiredToken",
-                "TokenRefreshRequired",
-            ],
-            206,
-            206,
-            No,
-        ),
-        (&["RequestExpired"], 206, 206, No),
-        // Without a date in the answer there is nothing to set the clock by.
-        (&["RequestTimeTooSkewed"], 206, 206, No),
-        (
-            &["InvalidCiphertextException", "IncorrectKeyException"],
-            204,
-            205,
-            No,
-        ),
-        (
-            &["ThrottlingException", "Throttling", "ThrottledException"],
-            209,
-            209,
-            Later,
-        ),
-        (
-            &["RequestThrottled", "RequestThrottledException"],
-            209,
-            209,
-            Later,
-        ),
-        (
-            &["TooManyRequestsException", "RequestLimitExceeded"],
-            209,
-            209,
-            Later,
-        ),
-        (&["LimitExceededException", "SlowDown"], 209, 209, Later),
-        (&["ProvisionedThroughputExceededException"], 209, 209, Later),
-        (
-            &["KMSInternalException", "KeyUnavailableException"],
-            208,
-            208,
-            Soon,
-        ),
-        (
-            &[
-                "DependencyTimeoutException",
-                "InternalFailure",
-                "InternalError",
-            ],
-            208,
-            208,
-            Soon,
-        ),
-        (
-            &["InternalServerError", "ServiceUnavailable"],
-            208,
-            208,
-            Soon,
-        ),
-        (
-            &["ServiceUnavailableException", "RequestTimeout"],
-            208,
-            208,
-            Soon,
-        ),
-        (
-            &["RequestTimeoutException", "RequestAbortedException"],
-            208,
-            208,
-            Soon,
-        ),
-        (
-            &["OptInRequired", "SubscriptionRequiredException"],
-            210,
-            210,
-            No,
-        ),
-        (
-            &["SerializationException", "UnknownOperationException"],
-            204,
-            205,
-            No,
-        ),
-        (
-            &["MalformedHttpRequestException", "DryRunOperationException"],
-            204,
-            205,
-            No,
-        ),
-    ];
-    for (codes, wrap, unwrap, expected) in table {
+    use KmsOperation::{Token, Unwrap, Wrap};
+    for (codes, tsp, configured, role) in TABLE {
         for code in *codes {
             for status in [400, 403, 404, 409, 412, 500, 503] {
-                for (operation, tsp) in [(KmsOperation::Wrap, wrap), (KmsOperation::Unwrap, unwrap)]
-                {
-                    let error = with_code(operation, status, code);
-                    assert_eq!(
-                        error.kind().tsp_code().number(),
-                        *tsp,
-                        "{code} {status} {operation}"
-                    );
-                    assert_eq!(again(&error), *expected, "{code} {status}");
-                    assert_eq!(error.code(), Some(*code));
-                    assert_eq!(error.retryable(), *expected != No);
+                for (operation, tsp) in [Wrap, Unwrap, Token].into_iter().zip(tsp) {
+                    for (signed_with, expected) in [
+                        (SignedWith::Configured, configured),
+                        (SignedWith::Role, role),
+                    ] {
+                        let error = with_code(operation, signed_with, status, code);
+                        let why = format!("{code} {status} {operation} {signed_with:?}");
+                        assert_eq!(error.kind().tsp_code().number(), *tsp, "{why}");
+                        assert_eq!(again(&error), *expected, "{why}");
+                        assert_eq!(error.code(), Some(*code));
+                        assert_eq!(error.retryable(), *expected != Again::No);
+                    }
                 }
             }
         }
     }
-    let tested: usize = table.iter().map(|(codes, ..)| codes.len()).sum();
+    let tested: usize = TABLE.iter().map(|(codes, ..)| codes.len()).sum();
     assert_eq!(tested, CODES.len(), "every code we know is in the table");
 }
 
 #[test]
 fn without_a_known_code_the_status_decides() {
     use Again::{Later, No, Soon};
-    // Status; TSP code on wrap, on unwrap; whether to try again.
+    use KmsOperation::{Token, Unwrap, Wrap};
+    // Status; TSP code on wrap, on unwrap, for a token; whether to try again.
     let table = [
-        (100, 204, 205, No),
-        (201, 204, 205, No),
-        (204, 204, 205, No),
-        (301, 207, 207, No),
-        (307, 207, 207, No),
-        (400, 204, 205, No),
-        (401, 206, 206, No),
-        (403, 207, 207, No),
-        (404, 207, 207, No),
-        (408, 208, 208, Soon),
-        (413, 204, 205, No),
-        (429, 209, 209, Later),
-        (500, 208, 208, Soon),
-        (501, 208, 208, No),
-        (502, 208, 208, Soon),
-        (503, 208, 208, Soon),
-        (504, 208, 208, Soon),
-        (509, 209, 209, Later),
-        (599, 208, 208, No),
-        (600, 204, 205, No),
-        (0, 204, 205, No),
+        (100, [204, 205, 208], No),
+        (201, [204, 205, 208], No),
+        (204, [204, 205, 208], No),
+        (301, [207, 207, 207], No),
+        (307, [207, 207, 207], No),
+        (400, [204, 205, 206], No),
+        (401, [206, 206, 206], No),
+        (403, [207, 207, 207], No),
+        (404, [207, 207, 207], No),
+        (408, [208, 208, 208], Soon),
+        (413, [204, 205, 206], No),
+        (429, [209, 209, 209], Later),
+        (500, [208, 208, 208], Soon),
+        (501, [208, 208, 208], No),
+        (502, [208, 208, 208], Soon),
+        (503, [208, 208, 208], Soon),
+        (504, [208, 208, 208], Soon),
+        (509, [209, 209, 209], Later),
+        (599, [208, 208, 208], No),
+        (600, [204, 205, 208], No),
+        (0, [204, 205, 208], No),
     ];
     let bodies = [
         "",
@@ -280,9 +178,9 @@ fn without_a_known_code_the_status_decides() {
         "{\"__type\":7,\"code\":{\"a\":1},\"message\":[]}",
         "\u{fffd}\u{0}",
     ];
-    for (status, wrap, unwrap, expected) in table {
+    for (status, tsp, expected) in table {
         for body in bodies {
-            for (operation, tsp) in [(KmsOperation::Wrap, wrap), (KmsOperation::Unwrap, unwrap)] {
+            for (operation, tsp) in [Wrap, Unwrap, Token].into_iter().zip(tsp) {
                 let error = refused(operation, status, &[], body);
                 assert_eq!(error.kind().tsp_code().number(), tsp, "{status} {body}");
                 assert_eq!(again(&error), expected, "{status} {body}");
