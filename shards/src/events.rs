@@ -129,12 +129,14 @@ impl<R: Rt> Reporter<'_, R> {
             kms_config_id = config.number(),
             "{event}"
         );
-        self.by_proxy(tenant.as_str(), event, 1).await
+        self.unasked(tenant.as_str(), event, EventSource::Tsp, 1)
+            .await
     }
 
-    /// Reports `count` operations that a client says it did by itself.
+    /// Reports `count` operations that a client says it did by itself: the application's word, not the proxy's.
     pub(crate) async fn reported(&self, event: &str, count: u64) -> Result<(), NoRoom> {
-        self.by_proxy(self.metadata.tenant_id, event, count).await
+        self.unasked(self.metadata.tenant_id, event, EventSource::App, count)
+            .await
     }
 
     /// Hands on an event of the application's. Fails if there is no room.
@@ -157,12 +159,19 @@ impl<R: Rt> Reporter<'_, R> {
             .await
     }
 
-    async fn by_proxy(&self, tenant_id: &str, event: &str, count: u64) -> Result<(), NoRoom> {
+    /// Sends an event that nobody asked for: losing it fails the request only where events are required.
+    async fn unasked(
+        &self,
+        tenant_id: &str,
+        event: &str,
+        source: EventSource,
+        count: u64,
+    ) -> Result<(), NoRoom> {
         let Some(config) = &self.events.config else {
             return Ok(());
         };
         let sent = self
-            .send(tenant_id, event, self.now_ms(), EventSource::Tsp, count)
+            .send(tenant_id, event, self.now_ms(), source, count)
             .await;
         if config.required { sent } else { Ok(()) }
     }
