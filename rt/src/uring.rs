@@ -36,7 +36,7 @@ use crate::guard::Guarded;
 use crate::listen::{ACCEPT_BACKOFF, count_backoff};
 use crate::random::CoreRandom;
 use crate::socket::{AcceptTrouble, Watch, accept_trouble};
-use crate::{Listener, NetError, Rt, Staleness, Stream, resolve, yield_now};
+use crate::{Listener, NetError, Rt, Staleness, Stream, probe, resolve, yield_now};
 
 /// Memory registered with each ring for file I/O, of which there is none here: glommio's minimum.
 const IO_MEMORY_BYTES: usize = 64 << 10;
@@ -86,6 +86,8 @@ pub(crate) fn run<T: 'static, F: Future<Output = T>>(
     started: impl FnOnce(),
     main: impl FnOnce(Uring) -> F,
 ) -> io::Result<T> {
+    // glommio panics, with a text that misleads, if the kernel refuses.
+    probe::ask_kernel().map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?;
     let core = Rc::new(Core {
         random: CoreRandom::new()?,
         tasks: RefCell::default(),

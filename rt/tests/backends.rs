@@ -385,8 +385,10 @@ on_both_backends! {
                 in_task.set(number);
             }
         });
-        // Both wait now.
-        rt.sleep(Duration::from_millis(1)).await;
+        // Both begin to wait.
+        for _ in 0..10 {
+            yield_now().await;
+        }
         let other = std::thread::spawn(move || {
             for n in 0..COUNT {
                 sender.send(n).unwrap();

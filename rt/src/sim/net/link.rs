@@ -3,7 +3,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// How connections to one address behave. Set with [`SimNet::set_link`]; the default is a quick local network.
+/// How connections to one address behave. Set with
+/// [`SimNet::set_link`](super::SimNet::set_link); the default is a quick local network.
 #[derive(Debug, Clone)]
 pub struct Link {
     /// How long a packet takes one way; each draws its own, but none overtakes another.
