@@ -40,6 +40,13 @@ fn record(payload: &(dyn Any + Send)) {
     );
 }
 
+/// Runs `work`; a panic in it is counted and logged, and ends there.
+pub(crate) fn counted(work: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
+        record(payload.as_ref());
+    }
+}
+
 /// A future that ends instead of panicking.
 pub(crate) struct Guarded<F, K = ()> {
     /// Pinned structurally. Dropped by [`Guarded::end`] and nowhere else.

@@ -29,6 +29,7 @@ mod hyper_rt;
 mod limits;
 mod listen;
 pub mod mailbox;
+mod offload;
 mod probe;
 mod random;
 mod resolve;
@@ -117,6 +118,18 @@ pub trait Rt: Clone + 'static {
 
     /// Fills `out` with random bytes fit for keys, without a system call.
     fn random(&self, out: &mut [u8]);
+
+    /// Computes something that takes longer than a core may be held (100 µs), on a thread of its own that all cores
+    /// share. It goes on if this future is dropped.
+    ///
+    /// # Errors
+    /// [`NetError::Exhausted`] if the thread's queue is full, or if `work` panicked, which is counted and logged.
+    fn offload<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> impl Future<Output = Result<T, NetError>> {
+        offload::offload(work)
+    }
 }
 
 /// A listening socket that belongs to one core.

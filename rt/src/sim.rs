@@ -394,6 +394,15 @@ impl Rt for SimRt {
     fn random(&self, out: &mut [u8]) {
         self.world.keys.borrow_mut().fill_bytes(out);
     }
+
+    /// In place, and a millisecond of virtual time later: a thread of its own would bring an order of its own.
+    async fn offload<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, NetError> {
+        self.sleep(Duration::from_millis(1)).await;
+        Ok(work())
+    }
 }
 
 /// What [`SimRt::sleep`](Rt::sleep) returns.

@@ -19,6 +19,11 @@ pub(crate) struct Admission {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct TenantNumber(pub(crate) u64);
 
+impl TenantNumber {
+    /// For what is done for no tenant in particular. No shard sees so many tenants.
+    pub(crate) const NOBODY: Self = Self(u64::MAX);
+}
+
 /// Places that one tenant has taken on this shard. Outlives the snapshots.
 #[derive(Debug)]
 pub(crate) struct TenantLoad {

@@ -10,7 +10,7 @@ use crate::{
     upstream::Operation,
 };
 use aes_gcm::{Aes256Gcm, KeyInit as _, Nonce, Tag, aead::AeadInOut as _};
-use tsp_kms::{HttpAnswer, Kms, KmsOperation, Session};
+use tsp_kms::{HttpAnswer, Kms, KmsOperation, Session, Token};
 use tsp_rt::Rt;
 use tsp_wire::{
     Dek,
@@ -42,9 +42,9 @@ pub(crate) async fn wrap<R: Rt>(
 ) -> Result<Vec<u8>, OpError> {
     let kms = config
         .kms
-        .as_deref()
+        .as_ref()
         .ok_or(OpError::KmsConfigBroken(config.id))?;
-    let blob = match kms {
+    let blob = match &**kms {
         Kms::Local(local) => {
             let mut nonce = [0; 12];
             core.rt.random(&mut nonce);
@@ -54,13 +54,17 @@ pub(crate) async fn wrap<R: Rt>(
             let operation = Operation {
                 tenant,
                 config,
-                kind: kms.kind(),
+                kms,
+                remote: &**remote,
                 operation: KmsOperation::Wrap,
-                endpoint: remote.endpoint(),
-                request: |session: &mut Session, now| remote.wrap_request(dek, None, session, now),
+                request: |token: Option<&Token>, session: &mut Session, now| {
+                    remote.wrap_request(dek, token, session, now)
+                },
                 answer: |answer: &HttpAnswer<'_>| remote.read_wrap(answer),
             };
-            core.upstream.operate(operation, deadline).await?
+            core.upstream
+                .operate(&core.tokens, operation, deadline)
+                .await?
         }
     };
     core.metrics.key_operation(KeyOperation::Wrap);
@@ -136,23 +140,25 @@ async fn kms_unwrap<R: Rt>(
 ) -> Result<Dek, OpError> {
     let kms = config
         .kms
-        .as_deref()
+        .as_ref()
         .ok_or(OpError::KmsConfigBroken(config.id))?;
-    Ok(match kms {
+    Ok(match &**kms {
         Kms::Local(local) => local.unwrap(tenant.id.as_str(), blob)?,
         Kms::Remote(remote) => {
             let operation = Operation {
                 tenant,
                 config,
-                kind: kms.kind(),
+                kms,
+                remote: &**remote,
                 operation: KmsOperation::Unwrap,
-                endpoint: remote.endpoint(),
-                request: |session: &mut Session, now| {
-                    remote.unwrap_request(blob, None, session, now)
+                request: |token: Option<&Token>, session: &mut Session, now| {
+                    remote.unwrap_request(blob, token, session, now)
                 },
                 answer: |answer: &HttpAnswer<'_>| remote.read_unwrap(answer),
             };
-            core.upstream.operate(operation, deadline).await?
+            core.upstream
+                .operate(&core.tokens, operation, deadline)
+                .await?
         }
     })
 }

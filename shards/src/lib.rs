@@ -17,6 +17,7 @@ mod metrics;
 mod places;
 mod shard;
 mod snapshot;
+mod tokens;
 mod upstream;
 
 use std::{
@@ -149,16 +150,21 @@ impl ShardSet {
         let (ended, ends) = crossbeam_channel::bounded(config.cpus.len());
         let mut threads = Vec::with_capacity(config.cpus.len());
         let mut controls = Vec::with_capacity(config.cpus.len());
-        for ((index, cpu), listener) in (0u16..).zip(config.cpus).zip(listeners) {
-            let parts = ShardParts {
-                api_keys: Arc::clone(&api_keys),
-                limits: config.limits.clone(),
-                events: config.events.clone(),
-                scrape: config.scrape.clone(),
-                instance: config.instance,
-            };
-            let (shard, control) = Shard::new(index, parts);
-            let (ended, index) = (ended.clone(), usize::from(index));
+        let parts = config.cpus.iter().map(|_| ShardParts {
+            api_keys: Arc::clone(&api_keys),
+            limits: config.limits.clone(),
+            events: config.events.clone(),
+            scrape: config.scrape.clone(),
+            instance: config.instance,
+        });
+        let shards = Shard::all(parts.collect());
+        for (index, (((shard, control), cpu), listener)) in shards
+            .into_iter()
+            .zip(config.cpus)
+            .zip(listeners)
+            .enumerate()
+        {
+            let ended = ended.clone();
             let thread = tsp_rt::spawn_core_watched(
                 config.backend,
                 &format!("tsp-shard-{index}"),

@@ -30,6 +30,7 @@ use crate::{
     limits::{Limits, SWEEP_INTERVAL},
     metrics::{ClosedBy, ShardMetrics},
     snapshot::{Snapshot, SnapshotSlot},
+    tokens::{Exchange, Tokens},
     upstream::Upstream,
 };
 
@@ -146,6 +147,7 @@ pub struct Shard {
     commands: mailbox::Receiver<Command>,
     metrics: Arc<ShardMetrics>,
     version: Arc<AtomicU64>,
+    exchange: Exchange,
 }
 
 /// The state that all tasks of one shard share. It never leaves its thread.
@@ -158,7 +160,8 @@ pub(crate) struct Core<R: Rt> {
     pub(crate) parser: RefCell<Parser>,
     pub(crate) bodies_bytes: Cell<usize>,
     pub(crate) admission: Admission,
-    pub(crate) upstream: Upstream<R>,
+    pub(crate) upstream: Rc<Upstream<R>>,
+    pub(crate) tokens: Rc<Tokens<R>>,
     pub(crate) events: Rc<Events<R>>,
     pub(crate) connections: Rc<Connections>,
     pub(crate) metrics: Arc<ShardMetrics>,
@@ -204,30 +207,38 @@ pub(crate) async fn yield_now() {
 }
 
 impl Shard {
-    /// Makes a shard and the control core's ends of it.
+    /// Makes all shards of a process, one per `parts`, and the control core's ends of them.
     #[must_use]
-    pub fn new(index: u16, parts: ShardParts) -> (Self, ShardControl) {
-        let (snapshots_in, snapshots) = mailbox::latest();
-        let (commands_in, commands) = mailbox::bounded(COMMANDS_MAX);
-        let metrics = Arc::new(ShardMetrics::new());
-        let version = Arc::new(AtomicU64::new(NO_VERSION));
-        let control = ShardControl {
-            snapshots: snapshots_in,
-            commands: commands_in,
-            metrics: Arc::clone(&metrics),
-            version: Arc::clone(&version),
-        };
-        (
-            Self {
-                index,
-                parts,
-                snapshots,
-                commands,
-                metrics,
-                version,
-            },
-            control,
-        )
+    pub fn all(parts: Vec<ShardParts>) -> Vec<(Self, ShardControl)> {
+        let exchanges = Exchange::among(parts.len());
+        (0..)
+            .zip(parts)
+            .zip(exchanges)
+            .map(|((index, parts), exchange)| {
+                let (snapshots_in, snapshots) = mailbox::latest();
+                let (commands_in, commands) = mailbox::bounded(COMMANDS_MAX);
+                let metrics = Arc::new(ShardMetrics::new());
+                let version = Arc::new(AtomicU64::new(NO_VERSION));
+                let control = ShardControl {
+                    snapshots: snapshots_in,
+                    commands: commands_in,
+                    metrics: Arc::clone(&metrics),
+                    version: Arc::clone(&version),
+                };
+                (
+                    Self {
+                        index,
+                        parts,
+                        snapshots,
+                        commands,
+                        metrics,
+                        version,
+                        exchange,
+                    },
+                    control,
+                )
+            })
+            .collect()
     }
 
     /// Serves clients of `listener` until told to end.
@@ -239,10 +250,17 @@ impl Shard {
             mut commands,
             metrics,
             version,
+            exchange,
         } = self;
         let limits = Rc::new(parts.limits);
+        let upstream = Rc::new(Upstream::new(
+            rt.clone(),
+            Rc::clone(&limits),
+            Arc::clone(&metrics),
+        ));
         let core = Rc::new(Core {
-            upstream: Upstream::new(rt.clone(), Rc::clone(&limits), Arc::clone(&metrics)),
+            tokens: Tokens::start(rt.clone(), Rc::clone(&upstream), exchange),
+            upstream,
             events: Rc::new(Events::new(
                 rt.clone(),
                 parts.events,
@@ -271,6 +289,9 @@ impl Shard {
         core.rt.spawn(async move {
             while let Some(snapshot) = snapshots.recv().await {
                 if slot.slot.offer(&snapshot) {
+                    if let Some(view) = slot.slot.load() {
+                        slot.tokens.retain(&view.credentials());
+                    }
                     let SnapshotVersion(number) = snapshot.version();
                     version.store(number, Release);
                 }

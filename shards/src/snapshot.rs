@@ -4,12 +4,12 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap, btree_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     rc::Rc,
     sync::Arc,
 };
 
-use tsp_kms::{Kms, KmsKind, Session};
+use tsp_kms::{CredentialId, Kms, KmsKind, Session};
 use tsp_rt::tls::ClientTls;
 use tsp_wire::{
     KmsConfigId, SnapshotVersion, TenantId,
@@ -252,6 +252,15 @@ impl View {
             kms,
             next_tenant,
         }
+    }
+
+    /// The credentials that the configs fetch tokens for.
+    pub(crate) fn credentials(&self) -> HashSet<CredentialId> {
+        let remote = |config: &Rc<KmsHandle>| match config.kms.as_deref()? {
+            Kms::Local(_) => None,
+            Kms::Remote(remote) => remote.credential(),
+        };
+        self.kms.values().filter_map(remote).collect()
     }
 
     /// The tenant, if it is known and has an active config.

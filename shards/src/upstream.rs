@@ -28,8 +28,8 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tsp_kms::{
-    Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsKind, KmsOperation, Retry, Roots,
-    Session,
+    Endpoint, HttpAnswer, HttpRequest, Kms, KmsError, KmsErrorKind, KmsOperation, RemoteKms, Retry,
+    Roots, Session, Token, TokenCall,
 };
 use tsp_rt::{
     NetError, Rt, Staleness, Stream as _,
@@ -44,6 +44,7 @@ use crate::{
     metrics::{RefusedBy, ShardMetrics},
     places::{Place, Places},
     snapshot::{KmsHandle, Tenant},
+    tokens::Tokens,
 };
 
 /// Longest head of a KMS's answer, in bytes. Real ones are below 2 KiB.
@@ -80,13 +81,13 @@ impl<R: Rt> fmt::Debug for Upstream<R> {
     }
 }
 
-/// What a provider knows about one operation: how to ask, and how to read the answer.
+/// One operation at a KMS: for whom, with which key, how to ask, and how to read the answer.
 pub(crate) struct Operation<'a, B, A> {
     pub(crate) tenant: &'a Tenant,
     pub(crate) config: &'a KmsHandle,
-    pub(crate) kind: KmsKind,
+    pub(crate) kms: &'a Arc<Kms>,
+    pub(crate) remote: &'a dyn RemoteKms,
     pub(crate) operation: KmsOperation,
-    pub(crate) endpoint: &'a Endpoint,
     pub(crate) request: B,
     pub(crate) answer: A,
 }
@@ -108,9 +109,10 @@ impl<R: Rt> Upstream<R> {
     /// What the last call met.
     pub(crate) async fn operate<T>(
         &self,
+        tokens: &Rc<Tokens<R>>,
         operation: Operation<
             '_,
-            impl Fn(&mut Session, SystemTime) -> Result<HttpRequest, KmsError>,
+            impl Fn(Option<&Token>, &mut Session, SystemTime) -> Result<HttpRequest, KmsError>,
             impl Fn(&HttpAnswer<'_>) -> Result<T, KmsError>,
         >,
         deadline: Instant,
@@ -119,7 +121,10 @@ impl<R: Rt> Upstream<R> {
         let state = &operation.config.state;
         let mut spent = None;
         loop {
-            let why = match self.attempt(&operation, deadline).await {
+            let token = tokens
+                .get(operation.kms, operation.remote, deadline)
+                .await?;
+            let why = match self.attempt(&operation, token.as_deref(), deadline).await {
                 Ok(value) => {
                     state.retries.earn(spent);
                     return Ok(value);
@@ -128,8 +133,14 @@ impl<R: Rt> Upstream<R> {
                 Err(why) => why,
             };
             let (price, pause) = match why.retry() {
-                // Tokens are not fetched yet.
-                Retry::No | Retry::AfterNewToken => return Err(why),
+                Retry::No => return Err(why),
+                Retry::AfterNewToken => match &token {
+                    Some(token) => {
+                        tokens.refused(operation.remote, token, &why);
+                        (0, Duration::ZERO)
+                    }
+                    None => return Err(why),
+                },
                 Retry::Transient => (
                     RetryBudget::TRANSIENT,
                     self.random_pause(TRANSIENT_PAUSE_MAX),
@@ -164,12 +175,13 @@ impl<R: Rt> Upstream<R> {
         &self,
         operation: &Operation<
             '_,
-            impl Fn(&mut Session, SystemTime) -> Result<HttpRequest, KmsError>,
+            impl Fn(Option<&Token>, &mut Session, SystemTime) -> Result<HttpRequest, KmsError>,
             impl Fn(&HttpAnswer<'_>) -> Result<T, KmsError>,
         >,
+        token: Option<&Arc<Token>>,
         deadline: Instant,
     ) -> Result<T, KmsError> {
-        let (kind, which) = (operation.kind, operation.operation);
+        let (kind, which) = (operation.remote.kind(), operation.operation);
         let unreachable =
             |why: &CallError| KmsError::unreachable(kind, which, why.retry(), why.to_string());
         let state = &operation.config.state;
@@ -178,12 +190,16 @@ impl<R: Rt> Upstream<R> {
         }
         let request = {
             let mut session = state.session.borrow_mut();
-            (operation.request)(&mut session, self.rt.wall_now())?
+            (operation.request)(
+                token.map(|token| &**token),
+                &mut session,
+                self.rt.wall_now(),
+            )?
         };
         let began = self.rt.now();
         let tenant = operation.tenant.load.number;
         let called = self
-            .call(tenant, operation.endpoint, request, deadline)
+            .call(tenant, operation.remote.endpoint(), request, deadline)
             .await;
         let now = self.rt.now();
         let status = called.as_ref().ok().map(|answer| answer.status);
@@ -210,6 +226,35 @@ impl<R: Rt> Upstream<R> {
                 Err(unreachable(&why))
             }
         }
+    }
+
+    /// Fetches a token of `remote`'s credential with `call`.
+    ///
+    /// # Errors
+    /// What the token endpoint said, or that there was no answer.
+    pub(crate) async fn token(
+        &self,
+        remote: &dyn RemoteKms,
+        call: TokenCall,
+        deadline: Instant,
+    ) -> Result<Token, KmsError> {
+        let (kind, which) = (remote.kind(), KmsOperation::Token);
+        let began = self.rt.now();
+        // For all tenants alike, so it counts as nobody's.
+        let called = self
+            .call(TenantNumber::NOBODY, &call.endpoint, call.request, deadline)
+            .await;
+        let status = called.as_ref().ok().map(|answer| answer.status);
+        self.metrics
+            .kms_request(which, kind, status, self.rt.now() - began);
+        let answer = called
+            .map_err(|why| KmsError::unreachable(kind, which, why.retry(), why.to_string()))?;
+        let answer = HttpAnswer {
+            status: answer.status,
+            headers: &answer.headers,
+            body: &answer.body,
+        };
+        remote.read_token(&answer, self.rt.wall_now())
     }
 
     fn random_pause(&self, max: Duration) -> Duration {

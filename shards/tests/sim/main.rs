@@ -1,6 +1,14 @@
 //! Whole shards on the simulated runtime: virtual time, seeded order, a network and a KMS that misbehave.
 //!
 //! A failure prints its seed; `TSP_SIM_SEED=n cargo test -p tsp-shards --test sim NAME` runs that one alone.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "a test may fail by panicking"
+)]
 
 mod world;
 
@@ -13,7 +21,7 @@ use tsp_rt::{
 };
 use tsp_shards::Limits;
 
-use world::{Behaviour, KMS_ADDRESS, Setup, World, metadata};
+use world::{Behaviour, KMS_ADDRESS, Setup, Tokens, World, metadata};
 
 /// Seeds per test: enough to meet the rare orders, few enough for seconds.
 const SEEDS: u64 = 100;
@@ -22,7 +30,7 @@ const A: &str = "tenant-a";
 const B: &str = "tenant-b";
 const KEY_A: &str = "aaaaaaaa-0000-0000-0000-000000000000";
 const KEY_B: &str = "bbbbbbbb-0000-0000-0000-000000000000";
-const BOTH: world::Tenants<'_> = &[(A, KEY_A), (B, KEY_B)];
+const BOTH: world::TenantKeys<'_> = &[(A, KEY_A), (B, KEY_B)];
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -295,7 +303,7 @@ fn a_drain_finishes_what_is_under_way_and_takes_nothing_new() {
         let answers = world.all([async move { slow.wrap(A).await }]);
         let drain = async {
             world.rt.sleep(ms(100)).await;
-            world.control.borrow().drain();
+            world.controls.borrow()[0].drain();
             world.rt.sleep(ms(50)).await;
             assert!(!world.connects().await, "the listener is closed");
         };
@@ -317,10 +325,10 @@ fn a_drain_that_is_cut_off_ends_all_the_same() {
                 .await
         });
         world.rt.sleep(ms(50)).await;
-        world.control.borrow().drain();
+        world.controls.borrow()[0].drain();
         world.rt.sleep(ms(50)).await;
         assert!(!world.ended.get(), "it waits for the request");
-        world.control.borrow().close();
+        world.controls.borrow()[0].close();
         world.rt.sleep(ms(50)).await;
         assert!(world.ended.get());
     });
@@ -377,15 +385,103 @@ fn where_events_are_required_a_lost_event_fails_its_request() {
 #[test]
 fn stale_configurations_refuse_key_operations_but_not_events() {
     in_world(Setup::default, async |world| {
-        world.control.borrow().set_fresh(false);
+        world.controls.borrow()[0].set_fresh(false);
         world.rt.sleep(ms(1)).await;
         assert_eq!(world.wrap(A).await.code(), Some(100));
         let mut event = metadata(A);
         event["iclFields"]["event"] = "USER_LOGIN".into();
         assert_eq!(world.post("event/security-event", event).await.status, 200);
-        world.control.borrow().set_fresh(true);
+        world.controls.borrow()[0].set_fresh(true);
         world.rt.sleep(ms(1)).await;
         assert_eq!(world.wrap(A).await.status, 200);
+    });
+}
+
+fn assuming_a_role() -> Setup {
+    Setup {
+        assume_role: true,
+        shards: 4,
+        ..Setup::default()
+    }
+}
+
+#[test]
+fn one_token_call_serves_every_shard_however_many_wait_for_it() {
+    sim::for_seeds(10, |seed| {
+        Sim::new(seed).run(async |rt: SimRt| {
+            let world = World::start(&rt, assuming_a_role(), BOTH);
+            world.settled().await;
+            world.kms.tokens.set(Tokens::Gives(ms(200)));
+            let requests = (0..3_000).map(|index| {
+                let world = Rc::clone(&world);
+                async move { world.post_to(index % 4, "document/wrap", metadata(A)).await }
+            });
+            for answer in world.all(requests).await {
+                assert_eq!(answer.status, 200, "{answer:?}");
+            }
+            assert_eq!(world.kms.token_calls.get(), 1);
+        });
+    });
+}
+
+#[test]
+fn a_token_is_renewed_while_the_old_one_serves() {
+    in_world(assuming_a_role, async |world| {
+        assert_eq!(world.wrap(A).await.status, 200);
+        world.rt.sleep(Duration::from_secs(3_000)).await;
+        world.kms.tokens.set(Tokens::Gives(ms(800)));
+        for _ in 0..20 {
+            let answer = world.wrap(A).await;
+            assert_eq!(answer.status, 200);
+            assert!(
+                answer.took < ms(50),
+                "nobody waits for a renewal: {answer:?}"
+            );
+        }
+        world.rt.sleep(Duration::from_secs(800)).await;
+        for shard in 0..4 {
+            let answer = world.post_to(shard, "document/wrap", metadata(A)).await;
+            assert_eq!(answer.status, 200);
+            assert!(
+                answer.took < ms(50),
+                "the others have the new one too: {answer:?}"
+            );
+        }
+        assert_eq!(world.kms.token_calls.get(), 2);
+    });
+}
+
+#[test]
+fn a_refused_token_is_replaced_once() {
+    in_world(assuming_a_role, async |world| {
+        assert_eq!(world.wrap(A).await.status, 200);
+        world
+            .kms
+            .set(KEY_A, Behaviour::Fails(400, "ExpiredTokenException", 1));
+        assert_eq!(world.wrap(A).await.status, 200);
+        assert_eq!(world.kms.token_calls.get(), 2);
+        world
+            .kms
+            .set(KEY_A, Behaviour::Fails(400, "ExpiredTokenException", 9));
+        assert_eq!(world.wrap(A).await.code(), Some(206));
+        assert_eq!(world.kms.token_calls.get(), 3);
+    });
+}
+
+#[test]
+fn a_refused_credential_costs_one_token_call_per_five_seconds() {
+    in_world(assuming_a_role, async |world| {
+        world.kms.tokens.set(Tokens::Refuses);
+        for round in 1..=2 {
+            for index in 0..40 {
+                let answer = world.post_to(index % 4, "document/wrap", metadata(A)).await;
+                assert_eq!(answer.code(), Some(206), "{answer:?}");
+            }
+            assert_eq!(world.kms.token_calls.get(), round);
+            world.rt.sleep(Duration::from_secs(6)).await;
+        }
+        world.kms.tokens.set(Tokens::Gives(ms(1)));
+        assert_eq!(world.wrap(A).await.status, 200, "it recovers");
     });
 }
 
@@ -432,7 +528,7 @@ fn in_a_storm_every_request_gets_its_one_answer_in_time() {
             async move {
                 world.rt.sleep(ms(world.rt.below(4_000) as u64)).await;
                 let tenant = if world.rt.below(2) == 0 { A } else { B };
-                let before = world.control.borrow().snapshot_version();
+                let before = world.snapshot_version();
                 let answer = match world.rt.below(3) {
                     0 => {
                         let mut body = metadata(tenant);
@@ -441,10 +537,7 @@ fn in_a_storm_every_request_gets_its_one_answer_in_time() {
                     }
                     _ => world.wrap(tenant).await,
                 };
-                assert!(
-                    before <= world.control.borrow().snapshot_version(),
-                    "versions never go back"
-                );
+                assert!(before <= world.snapshot_version(), "versions never go back");
                 answer
             }
         });

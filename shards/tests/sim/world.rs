@@ -19,11 +19,15 @@ use tsp_rt::{Listener as _, Rt, sim::SimRt};
 use tsp_shards::{ApiKeys, EventsConfig, Limits, Shard, ShardControl, ShardParts, Snapshot};
 use tsp_wire::{
     ApiKey, Secret, SnapshotVersion,
-    snapshot::{AssignmentDoc, KmsConfigDoc, KmsKeyDoc, SnapshotDoc, TenantDoc},
+    snapshot::{AssignmentDoc, AssumeRoleDoc, KmsConfigDoc, KmsKeyDoc, SnapshotDoc, TenantDoc},
 };
 
 const API_KEY: &str = "0123456789abcdef";
-const SHARD: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 0, 1), 7777);
+/// Where each shard listens. In the simulation they cannot share an address as they do in life.
+fn shard_address(index: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, 1 + index as u8], 7777))
+}
+
 /// Where the KMS listens.
 pub(crate) const KMS_ADDRESS: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 1, 1), 4566);
 
@@ -43,12 +47,24 @@ pub(crate) enum Behaviour {
     Cuts(u32),
 }
 
-/// The simulated AWS KMS.
+/// What the token endpoint does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Tokens {
+    /// Gives a session that lasts an hour, after so long.
+    Gives(Duration),
+    /// Refuses the credential.
+    Refuses,
+}
+
+/// The simulated AWS KMS and STS.
 pub(crate) struct Kms {
     rt: SimRt,
     behaviour: RefCell<HashMap<String, Behaviour>>,
     pub(crate) calls: Cell<u32>,
     pub(crate) connections: Cell<u32>,
+    /// Calls to its token endpoint, and what that does.
+    pub(crate) token_calls: Cell<u32>,
+    pub(crate) tokens: Cell<Tokens>,
     /// Closes every connection this long after an answer.
     pub(crate) closes_idle_after: Cell<Option<Duration>>,
 }
@@ -89,6 +105,8 @@ impl Kms {
                 let (serving, idle) = (Rc::clone(&kms), Rc::clone(&idle_since));
                 let connection = server::conn::http1::Builder::new()
                     .header_read_timeout(None)
+                    // The machine's date is not the simulation's.
+                    .auto_date_header(false)
                     .serve_connection(
                         TokioIo::new(stream),
                         service_fn(move |request| {
@@ -118,10 +136,38 @@ impl Kms {
     }
 
     /// An error cuts the connection.
+    async fn token(&self) -> Response<Full<Bytes>> {
+        self.token_calls.set(self.token_calls.get() + 1);
+        match self.tokens.get() {
+            Tokens::Gives(after) => {
+                self.rt.sleep(after).await;
+                let end = self.rt.elapsed().as_secs() + 3600;
+                let (h, m, s) = (end / 3600, end / 60 % 60, end % 60);
+                Response::new(Full::from(format!(
+                    "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><Credentials>\
+                     <AccessKeyId>ASIAEXAMPLE</AccessKeyId><SecretAccessKey>canary-session</SecretAccessKey>\
+                     <SessionToken>canary-token</SessionToken><Expiration>2026-01-01T{h:02}:{m:02}:{s:02}Z</Expiration>\
+                     </Credentials></AssumeRoleResult></AssumeRoleResponse>"
+                )))
+            }
+            Tokens::Refuses => {
+                let mut refusal = Response::new(Full::from(
+                    "<ErrorResponse><Error><Type>Sender</Type><Code>InvalidClientTokenId</Code>\
+                     <Message>no</Message></Error></ErrorResponse>",
+                ));
+                *refusal.status_mut() = StatusCode::FORBIDDEN;
+                refusal
+            }
+        }
+    }
+
     async fn answer(
         &self,
         request: Request<Incoming>,
     ) -> Result<Response<Full<Bytes>>, &'static str> {
+        if !request.headers().contains_key("x-amz-target") {
+            return Ok(self.token().await);
+        }
         self.calls.set(self.calls.get() + 1);
         assert!(
             request.headers().contains_key("authorization"),
@@ -210,7 +256,8 @@ impl Answer {
 pub(crate) struct World {
     pub(crate) rt: SimRt,
     pub(crate) kms: Rc<Kms>,
-    pub(crate) control: RefCell<ShardControl>,
+    pub(crate) controls: RefCell<Vec<ShardControl>>,
+    assume_role: bool,
     pub(crate) events: crossbeam_channel::Receiver<Vec<u8>>,
     pub(crate) ended: Rc<Cell<bool>>,
     version: Cell<u64>,
@@ -221,6 +268,9 @@ pub(crate) struct Setup {
     pub(crate) limits: Limits,
     pub(crate) event_queue: usize,
     pub(crate) events_required: bool,
+    pub(crate) shards: usize,
+    /// Whether the KMS configs assume a role, and so need a token.
+    pub(crate) assume_role: bool,
 }
 
 impl Default for Setup {
@@ -229,57 +279,60 @@ impl Default for Setup {
             limits: Limits::default(),
             event_queue: 100_000,
             events_required: false,
+            shards: 1,
+            assume_role: false,
         }
     }
 }
 
 /// A tenant's name, and the key of its primary config: config 1 for the first tenant, 2 for the second, and so on.
-pub(crate) type Tenants<'a> = &'a [(&'a str, &'a str)];
+pub(crate) type TenantKeys<'a> = &'a [(&'a str, &'a str)];
 
 impl World {
-    pub(crate) fn start(rt: &SimRt, setup: Setup, tenants: Tenants<'_>) -> Rc<Self> {
+    pub(crate) fn start(rt: &SimRt, setup: Setup, tenants: TenantKeys<'_>) -> Rc<Self> {
         rt.net().set_name(KMS_HOST, &[IpAddr::V4(KMS_ADDRESS.0)]);
         let kms = Rc::new(Kms {
             rt: rt.on_host(KMS_ADDRESS.0.into()),
             behaviour: RefCell::default(),
             calls: Cell::new(0),
             connections: Cell::new(0),
+            token_calls: Cell::new(0),
+            tokens: Cell::new(Tokens::Gives(Duration::ZERO)),
             closes_idle_after: Cell::new(None),
         });
         rt.spawn(Rc::clone(&kms).run());
         let (queue, events) = crossbeam_channel::bounded(setup.event_queue);
         let (scrape, _) = crossbeam_channel::bounded(1);
         let key = ApiKey::new(API_KEY.to_owned()).unwrap();
-        let (shard, control) = Shard::new(
-            0,
-            ShardParts {
-                api_keys: Arc::new(ApiKeys::new(key, None)),
-                limits: setup.limits,
-                events: Some(EventsConfig {
-                    queue,
-                    send_timeout: Duration::from_millis(25),
-                    required: setup.events_required,
-                }),
-                scrape,
-                instance: 1,
-            },
-        );
-        let shard_rt = rt.on_host(SHARD.0.into());
-        let listener = shard_rt.bind(SocketAddr::from(SHARD)).unwrap();
-        let ended = Rc::new(Cell::new(false));
-        let end = Rc::clone(&ended);
-        rt.spawn(async move {
-            shard.run(shard_rt, listener).await;
-            end.set(true);
+        let api_keys = Arc::new(ApiKeys::new(key, None));
+        let parts = (0..setup.shards).map(|_| ShardParts {
+            api_keys: Arc::clone(&api_keys),
+            limits: setup.limits.clone(),
+            events: Some(EventsConfig {
+                queue: queue.clone(),
+                send_timeout: Duration::from_millis(25),
+                required: setup.events_required,
+            }),
+            scrape: scrape.clone(),
+            instance: 1,
         });
-        let (rt, control) = (
-            rt.on_host(IpAddr::from([10, 0, 2, 1])),
-            RefCell::new(control),
-        );
+        let ended = Rc::new(Cell::new(false));
+        let mut controls = Vec::new();
+        for (index, (shard, control)) in Shard::all(parts.collect()).into_iter().enumerate() {
+            let shard_rt = rt.on_host(shard_address(index).ip());
+            let listener = shard_rt.bind(shard_address(index)).unwrap();
+            let end = Rc::clone(&ended);
+            rt.spawn(async move {
+                shard.run(shard_rt, listener).await;
+                end.set(true);
+            });
+            controls.push(control);
+        }
         let world = Rc::new(Self {
-            rt,
+            rt: rt.on_host(IpAddr::from([10, 0, 2, 1])),
             kms,
-            control,
+            controls: RefCell::new(controls),
+            assume_role: setup.assume_role,
             events,
             ended,
             version: Cell::new(0),
@@ -289,8 +342,9 @@ impl World {
     }
 
     /// Publishes the next snapshot.
-    pub(crate) fn publish(&self, tenants: Tenants<'_>) {
+    pub(crate) fn publish(&self, tenants: TenantKeys<'_>) {
         self.version.set(self.version.get() + 1);
+        let endpoint = format!("http://{KMS_HOST}:{}", KMS_ADDRESS.1);
         let config = |id, key: &str| KmsConfigDoc {
             id,
             leasing_allowed: false,
@@ -300,10 +354,15 @@ impl World {
                 access_key_id: "AKIDEXAMPLE".to_owned(),
                 secret_access_key: Secret::new("canary-secret".to_owned()),
                 session_token: None,
-                assume_role: None,
-                sts_endpoint: None,
+                assume_role: self.assume_role.then(|| AssumeRoleDoc {
+                    role_arn: "arn:aws:iam::111122223333:role/tsp".to_owned(),
+                    external_id: None,
+                    session_name: None,
+                    duration_s: None,
+                }),
+                sts_endpoint: self.assume_role.then(|| endpoint.clone()),
             },
-            endpoint: Some(format!("http://{KMS_HOST}:{}", KMS_ADDRESS.1)),
+            endpoint: Some(endpoint.clone()),
             allow_insecure: true,
             ca_pem: None,
         };
@@ -330,21 +389,40 @@ impl World {
         };
         let (snapshot, rejected) = Snapshot::from_doc(doc, false);
         assert!(rejected.is_empty(), "{rejected:?}");
-        self.control.borrow_mut().publish(&Arc::new(snapshot));
+        let snapshot = Arc::new(snapshot);
+        self.controls
+            .borrow_mut()
+            .iter_mut()
+            .for_each(|control| control.publish(&snapshot));
+    }
+
+    /// The oldest snapshot that a shard works with.
+    pub(crate) fn snapshot_version(&self) -> Option<SnapshotVersion> {
+        self.controls
+            .borrow()
+            .iter()
+            .map(ShardControl::snapshot_version)
+            .min()
+            .flatten()
     }
 
     /// Waits until the shard works with what was published last.
     pub(crate) async fn settled(&self) {
         let newest = Some(SnapshotVersion(self.version.get()));
-        while self.control.borrow().snapshot_version() != newest {
+        while self.snapshot_version() != newest {
             self.rt.sleep(Duration::from_millis(1)).await;
         }
     }
 
     /// Sends one request on a connection of its own. Every request gets exactly one answer: no answer is a failure.
     pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+        self.post_to(0, path, body).await
+    }
+
+    /// Like [`World::post`], to one of several shards.
+    pub(crate) async fn post_to(&self, shard: usize, path: &str, body: Value) -> Answer {
         let began = self.rt.now();
-        let address = SocketAddr::from(SHARD);
+        let address = shard_address(shard);
         let stream = self
             .rt
             .connect(address, Duration::from_secs(1))
@@ -379,7 +457,7 @@ impl World {
     pub(crate) async fn post_and_leave(&self, path: &str, body: Value, patience: Duration) {
         let stream = self
             .rt
-            .connect(SocketAddr::from(SHARD), Duration::from_secs(1))
+            .connect(shard_address(0), Duration::from_secs(1))
             .await
             .unwrap();
         let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream))
@@ -397,7 +475,7 @@ impl World {
     /// Whether the shard takes connections.
     pub(crate) async fn connects(&self) -> bool {
         self.rt
-            .connect(SocketAddr::from(SHARD), Duration::from_secs(1))
+            .connect(shard_address(0), Duration::from_secs(1))
             .await
             .is_ok()
     }
