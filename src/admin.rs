@@ -237,4 +237,4 @@ fn json(status: StatusCode, text: &str, reasons: &[&str]) -> Response<Full<Bytes
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Signal(i32),
     /// A shard's executor is no more.
     ShardEnded(ShardEnd),
+    /// The event thread is no more.
+    EventsEnded,
     /// The drain is over.
     Drained(Drained),
 }
@@ -131,8 +133,8 @@ impl<R: Rt> Control<R> {
         self.refreshed();
         loop {
             let wait = match state.settling_since {
-                Some(_) => SETTLE_LOOK_EVERY,
-                None => state.look_at.saturating_duration_since(self.rt.now()),
+                Some(_) if !state.settle_warned => SETTLE_LOOK_EVERY,
+                Some(_) | None => state.look_at.saturating_duration_since(self.rt.now()),
             };
             match tsp_rt::timeout(&self.rt, wait, self.commands.recv()).await {
                 Err(_) => {}
@@ -143,6 +145,9 @@ impl<R: Rt> Control<R> {
                 Ok(Some(Command::Signal(signal))) => return self.drain(signal).await,
                 Ok(Some(Command::ShardEnded(ShardEnd { shard, end }))) => {
                     return Err(format!("shard {shard} has ended: {end:?}"));
+                }
+                Ok(Some(Command::EventsEnded)) => {
+                    return Err("the event thread has died".to_owned());
                 }
                 Ok(Some(Command::Drained(_)) | None) => {
                     return Err(
@@ -332,8 +337,8 @@ impl<R: Rt> Control<R> {
                     );
                     return Ok(());
                 }
-                // Shards end now; a second signal is seen to elsewhere.
-                Ok(Some(Command::ShardEnded(_) | Command::Signal(_))) => {}
+                // They end now as they should; a second signal is seen to elsewhere.
+                Ok(Some(Command::ShardEnded(_) | Command::EventsEnded | Command::Signal(_))) => {}
                 Ok(None) | Err(_) => {
                     tracing::warn!("the drain did not come to its end");
                     return Ok(());

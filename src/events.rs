@@ -11,6 +11,7 @@
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     fmt, io,
     net::{SocketAddr, TcpListener},
     pin::pin,
@@ -67,6 +68,8 @@ pub struct EventCounters {
 pub struct EventThread {
     local_addr: SocketAddr,
     stop: Sender<()>,
+    /// Nothing is ever sent; it is cut when the thread ends.
+    alive: Receiver<Infallible>,
     thread: JoinHandle<()>,
 }
 
@@ -109,26 +112,31 @@ impl EventThread {
         let bind = |why| BindError { address, why };
         let (bound, when_bound) = crossbeam_channel::bounded(1);
         let (stop, stopped) = crossbeam_channel::bounded(1);
+        let (pulse, alive) = crossbeam_channel::bounded(1);
         let high_water_mark = settings.high_water_mark;
         let thread = thread::Builder::new()
             .name("tsp-events".to_owned())
-            .spawn(move || match listen(address) {
-                Ok((socket, local_addr)) => {
-                    let held = VecDeque::new();
-                    let mut pusher = Pusher {
-                        queue,
-                        held,
-                        high_water_mark,
-                        stopped,
-                        deadline: None,
-                        counters,
-                    };
-                    // The starter waits for it.
-                    let _ = bound.send(Ok(local_addr));
-                    pusher.run(socket);
-                }
-                Err(why) => {
-                    let _ = bound.send(Err(why));
+            .spawn(move || {
+                // Dropped with the thread, however that ends.
+                let _pulse = pulse;
+                match listen(address) {
+                    Ok((socket, local_addr)) => {
+                        let held = VecDeque::new();
+                        let mut pusher = Pusher {
+                            queue,
+                            held,
+                            high_water_mark,
+                            stopped,
+                            deadline: None,
+                            counters,
+                        };
+                        // The starter waits for it.
+                        let _ = bound.send(Ok(local_addr));
+                        pusher.run(socket);
+                    }
+                    Err(why) => {
+                        let _ = bound.send(Err(why));
+                    }
                 }
             })
             .map_err(bind)?;
@@ -139,6 +147,7 @@ impl EventThread {
         Ok(Self {
             local_addr,
             stop,
+            alive,
             thread,
         })
     }
@@ -147,6 +156,13 @@ impl EventThread {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// A channel that is cut when the thread ends. Before [`Self::stop`] that is a failure: every request would wait for
+    /// an event queue that nobody empties.
+    #[must_use]
+    pub fn alive(&self) -> &Receiver<Infallible> {
+        &self.alive
     }
 
     /// Pushes what is left, for up to two seconds if anybody ever read, and ends the thread. To be called when nobody sends any more.

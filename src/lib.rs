@@ -23,7 +23,9 @@ mod prepare;
 mod signals;
 pub mod source;
 
-use std::{fmt, io, net::SocketAddr, path::PathBuf, rc::Rc, sync::Arc, thread};
+use std::{
+    convert::Infallible, fmt, io, net::SocketAddr, path::PathBuf, rc::Rc, sync::Arc, thread,
+};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, never, select};
@@ -289,10 +291,14 @@ fn run_logged(
         shards: Arc::clone(shards.metrics()),
         log_lines_dropped: logs.dropped(),
     });
+    let events_alive = event_thread
+        .as_ref()
+        .map_or_else(never, |events| events.alive().clone());
     watch(
         Arc::clone(&scrape),
         scrapes,
         shards.ends().clone(),
+        events_alive,
         commander.clone(),
     )
     .map_err(|why| internal("a thread cannot be started", &why))?;
@@ -355,11 +361,12 @@ fn tell_start(listening: &Listening, plan: &CorePlan, probe: &Probe, published: 
 }
 
 /// Waits, on a thread of its own, for what the control core's executor cannot await: a shard's request for the text
-/// of a scrape, and a shard's end.
+/// of a scrape, a shard's end, the event thread's end.
 fn watch(
     scrape: Arc<Scrape>,
     mut scrapes: Receiver<oneshot::Sender<Bytes>>,
     ends: Receiver<ShardEnd>,
+    mut events_alive: Receiver<Infallible>,
     commander: mailbox::Sender<Command>,
 ) -> io::Result<()> {
     thread::Builder::new()
@@ -377,8 +384,65 @@ fn watch(
                         Ok(end) => drop(commander.send(Command::ShardEnded(end))),
                         Err(_) => break,
                     },
+                    recv(events_alive) -> _ => {
+                        events_alive = never();
+                        drop(commander.send(Command::EventsEnded));
+                    },
                 }
             }
         })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tsp_rt::CoreEnd;
+
+    use super::*;
+
+    fn wait_for(commands: &mut mailbox::Receiver<Command>) -> Command {
+        loop {
+            match commands.try_recv() {
+                Some(command) => return command,
+                None => thread::yield_now(),
+            }
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_shard_or_of_the_event_thread_is_heard() {
+        let (_shards, scrape) = admin::tests::scrape();
+        let (asking, scrapes) = crossbeam_channel::bounded(1);
+        let (ended, ends) = crossbeam_channel::bounded(1);
+        let (pulse, events_alive) = crossbeam_channel::bounded(1);
+        let (commander, mut commands) = mailbox::bounded(COMMANDS_MAX);
+        // A shard that dies lets go of its scrapes first.
+        drop(asking);
+        watch(scrape, scrapes, ends, events_alive, commander).unwrap();
+        drop(pulse);
+        assert!(matches!(wait_for(&mut commands), Command::EventsEnded));
+        let end = CoreEnd::Died("a test".to_owned());
+        ended.send(ShardEnd { shard: 3, end }).unwrap();
+        let command = wait_for(&mut commands);
+        assert!(
+            matches!(command, Command::ShardEnded(ShardEnd { shard: 3, .. })),
+            "{command:?}"
+        );
+    }
+
+    #[test]
+    fn each_failure_has_its_exit_code() {
+        let problems = vec![
+            Problem::new("A", "is wrong"),
+            Problem::new("B", "is missing"),
+        ];
+        let wrong = RunError::Configuration(problems);
+        assert_eq!(wrong.to_string(), "tsp: A: is wrong\ntsp: B: is missing");
+        let codes = [
+            wrong,
+            RunError::Internal(String::new()),
+            RunError::Listen(String::new()),
+        ];
+        assert_eq!(codes.map(|error| error.exit_code()), [64, 70, 71]);
+    }
 }

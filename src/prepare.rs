@@ -87,6 +87,10 @@ impl Prepared {
     ) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
         let config = config.map_err(|found| problems.extend(found)).ok();
+        let warnings = config
+            .as_ref()
+            .map(|config| config.warnings.clone())
+            .unwrap_or_default();
         let machine = config.as_ref().and_then(|config| {
             let plan = CorePlan::new(&Machine::here(), &config.cores);
             let plan = plan.map_err(|found| problems.extend(found)).ok();
@@ -111,6 +115,8 @@ impl Prepared {
         };
         let (Some(mut config), Some((plan, probe)), Some(loaded)) = (config, machine, loaded)
         else {
+            // What is only odd may be the reason for what is wrong.
+            problems.extend(warnings);
             return Err(problems);
         };
         let Some(api_key) = config.api_key.take().or(default_api_key) else {

@@ -14,7 +14,8 @@ use crate::metrics::ControlMetrics;
 
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-fn scrape() -> (ShardSet, Arc<Scrape>) {
+/// What a process with one shard would tell.
+pub(crate) fn scrape() -> (ShardSet, Arc<Scrape>) {
     let (asking, _asked) = crossbeam_channel::bounded(1);
     let shards = ShardSet::spawn(ShardsConfig {
         listen: ANY_PORT,

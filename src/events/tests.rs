@@ -109,7 +109,10 @@ fn many_travel_together_in_order_and_none_is_lost() {
     }
     assert!(messages < EVENTS / 2, "{messages} messages");
     feeder.join().unwrap();
+    let alive = thread.alive().clone();
+    assert_eq!(alive.try_recv(), Err(TryRecvError::Empty));
     thread.stop();
+    assert_eq!(alive.try_recv(), Err(TryRecvError::Disconnected));
     assert!(puller.is_at_end());
     assert_eq!(
         (counters.pushed.get(), counters.failed.get()),
