@@ -27,6 +27,7 @@
 #![forbid(unsafe_code)]
 
 mod aws;
+mod azure;
 mod class;
 mod config;
 mod error;
@@ -38,21 +39,26 @@ mod remote;
 mod rsa;
 mod session;
 mod text;
+mod thales;
 mod token;
 
 use std::fmt;
 
 use aws::AwsKey;
+use azure::AzureKey;
+use thales::ThalesKey;
 use tsp_wire::snapshot::{KmsConfigDoc, KmsKeyDoc};
 
 pub use self::{
     aws::AwsKms,
+    azure::AzureKms,
     config::ConfigError,
     error::{KmsError, KmsErrorKind, Retry},
     http::{Endpoint, HttpAnswer, HttpRequest, Roots},
     local::LocalKms,
     remote::RemoteKms,
     session::Session,
+    thales::ThalesKms,
     token::{CredentialId, Signed, Token, TokenCall, TokenStep},
 };
 
@@ -93,8 +99,48 @@ impl Kms {
                 };
                 Ok(Self::Remote(Box::new(AwsKms::from_doc(doc, &key)?)))
             }
-            KmsKeyDoc::Azure { .. } => Err(ConfigError::new("type", "x")),
-            KmsKeyDoc::Thales { .. } => Err(ConfigError::new("type", "x")),
+            KmsKeyDoc::Azure {
+                client_id,
+                client_secret,
+                client_certificate,
+                tenant_guid,
+                vault_base_url,
+                key_name,
+                authority,
+            } => {
+                let key = AzureKey {
+                    client_id,
+                    client_secret: client_secret.as_ref(),
+                    client_certificate: client_certificate.as_ref(),
+                    tenant_guid,
+                    vault_base_url,
+                    key_name,
+                    authority: authority.as_deref(),
+                };
+                Ok(Self::Remote(Box::new(AzureKms::from_doc(doc, &key)?)))
+            }
+            KmsKeyDoc::Thales {
+                username,
+                password,
+                auth_domain,
+                connection,
+                service_url,
+                key_id,
+                server_name,
+                spki_pin,
+            } => {
+                let key = ThalesKey {
+                    username,
+                    password,
+                    auth_domain,
+                    connection,
+                    service_url,
+                    key_id,
+                    server_name: server_name.as_deref(),
+                    spki_pin: spki_pin.as_deref(),
+                };
+                Ok(Self::Remote(Box::new(ThalesKms::from_doc(doc, &key)?)))
+            }
             KmsKeyDoc::Gcp { .. } => Err(ConfigError::new("type", "one that this version knows")),
         }
     }

@@ -160,6 +160,25 @@ mod tests {
     }
 
     #[test]
+    fn a_key_signs_as_it_does_in_other_peoples_code() {
+        // RS256 is the same every time, so signatures can be compared.
+        let data = include_str!("../tests/data/azure-client-assertion.json");
+        let data: serde_json::Value = serde_json::from_str(data).unwrap();
+        let key = RsaKey::from_pem(PEM).unwrap();
+        let cases = data["cases"].as_array().unwrap().iter();
+        let mut count = 0;
+        for case in cases.filter(|case| case["header"]["alg"] == "RS256") {
+            let message = case["signing_input"].as_str().unwrap().as_bytes();
+            let signature =
+                jsonwebtoken::crypto::sign(message, &key.0, jsonwebtoken::Algorithm::RS256)
+                    .unwrap();
+            assert_eq!(signature, case["signature_b64url"].as_str().unwrap());
+            count += 1;
+        }
+        assert_eq!(count, 2);
+    }
+
+    #[test]
     fn a_key_does_not_print_itself() {
         let text = format!("{:?}", RsaKey::from_pem(PEM).unwrap());
         assert!(text.contains("redacted") && text.len() < 100, "{text}");

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::{KmsError, Retry, aws::SigningKey};
+use crate::{KmsError, Retry, aws::SigningKey, thales::Login};
 
-/// What one shard remembers about one KMS config between calls: derived keys, and how far the clock is off.
+/// What one shard remembers about one KMS config between calls: derived keys, how far the clock is off, and how far the
+/// way to a token has been gone.
 ///
 /// Starts empty (`Session::default()`), stays small, and can be dropped at any time at the price of a few hashes. A
 /// changed configuration may keep its session: whatever was derived from old credentials is derived anew.
@@ -12,6 +13,9 @@ use crate::{KmsError, Retry, aws::SigningKey};
 pub struct Session {
     pub(crate) clock: Clock,
     pub(crate) signing_key: Option<SigningKey>,
+    /// Whether Google has refused the tokens that the service account signs itself.
+    pub(crate) own_tokens_refused: bool,
+    pub(crate) login: Login,
 }
 
 impl Session {

@@ -206,29 +206,44 @@ impl Said {
         }
     }
 
-    fn shown_code(&self) -> Option<Clean> {
+    /// What Azure says of a subscription that was not paid, was closed or does not exist.
+    const SUBSCRIPTION: [&str; 4] = [
+        "SubscriptionNotFound",
+        "SubscriptionNotRegistered",
+        "ReadOnlyDisabledSubscription",
+        "DisabledSubscription",
+    ];
+
+    fn codes(&self) -> [&str; 2] {
         [&self.inner, &self.code]
+    }
+
+    /// Which of them is about the subscription.
+    fn about_subscription(&self) -> Option<&'static str> {
+        Self::SUBSCRIPTION
             .into_iter()
-            .find_map(|code| Clean::code(code).non_empty())
+            .find(|known| self.codes().contains(known))
+    }
+
+    fn shown_code(&self) -> Option<Clean> {
+        match self.about_subscription() {
+            Some(known) => Some(Clean::ours(known)),
+            None => self
+                .codes()
+                .into_iter()
+                .find_map(|code| Clean::code(code).non_empty()),
+        }
     }
 
     fn class(&self, operation: KmsOperation, status: u16) -> Class {
-        /// What Azure says of a subscription that was not paid, was closed or does not exist.
-        const SUBSCRIPTION: [&str; 4] = [
-            "SubscriptionNotFound",
-            "SubscriptionNotRegistered",
-            "ReadOnlyDisabledSubscription",
-            "DisabledSubscription",
-        ];
         /// "Invalid issuer": the token is of a directory that the vault does not trust.
         const OTHER_TENANT: &str = "AKV10032";
 
-        let codes = [self.inner.as_str(), self.code.as_str()];
-        if codes.iter().any(|code| SUBSCRIPTION.contains(code)) {
+        if self.about_subscription().is_some() {
             return Class::Account;
         }
         match status {
-            401 if codes.contains(&OTHER_TENANT) || self.message.contains(OTHER_TENANT) => {
+            401 if self.inner == OTHER_TENANT || self.message.contains(OTHER_TENANT) => {
                 Class::Configuration
             }
             401 => Class::Token,
