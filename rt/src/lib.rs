@@ -104,7 +104,8 @@ pub trait Rt: Clone + 'static {
         timeout: Duration,
     ) -> impl Future<Output = Result<Self::Stream, NetError>>;
 
-    /// Looks a name up, off the core, on a few threads that all cores share. IP literals (with or without the brackets of an IPv6 literal) are answered at once.
+    /// Looks a name up, off the core, on a few threads that all cores share. IP literals (an IPv6 one with or without its
+    /// brackets) are answered at once.
     ///
     /// The answer has at least one address. There is no deadline in here: wrap it in [`timeout`].
     ///
