@@ -32,6 +32,7 @@ mod class;
 mod config;
 mod error;
 mod form;
+mod gcp;
 mod http;
 mod json;
 mod local;
@@ -46,6 +47,7 @@ use std::fmt;
 
 use aws::AwsKey;
 use azure::AzureKey;
+use gcp::GcpKey;
 use thales::ThalesKey;
 use tsp_wire::snapshot::{KmsConfigDoc, KmsKeyDoc};
 
@@ -54,6 +56,7 @@ pub use self::{
     azure::AzureKms,
     config::ConfigError,
     error::{KmsError, KmsErrorKind, Retry},
+    gcp::GcpKms,
     http::{Endpoint, HttpAnswer, HttpRequest, Roots},
     local::LocalKms,
     remote::RemoteKms,
@@ -141,7 +144,30 @@ impl Kms {
                 };
                 Ok(Self::Remote(Box::new(ThalesKms::from_doc(doc, &key)?)))
             }
-            KmsKeyDoc::Gcp { .. } => Err(ConfigError::new("type", "one that this version knows")),
+            KmsKeyDoc::Gcp {
+                client_email,
+                private_key,
+                private_key_id,
+                project_id,
+                location_id,
+                key_ring_id,
+                crypto_key_id,
+                token,
+                token_endpoint,
+            } => {
+                let key = GcpKey {
+                    client_email,
+                    private_key,
+                    private_key_id: private_key_id.as_deref(),
+                    project_id,
+                    location_id,
+                    key_ring_id,
+                    crypto_key_id,
+                    token: *token,
+                    token_endpoint: token_endpoint.as_deref(),
+                };
+                Ok(Self::Remote(Box::new(GcpKms::from_doc(doc, &key)?)))
+            }
         }
     }
 

@@ -18,6 +18,12 @@ const CODE_CHARS_MAX: usize = 64;
 /// From this length on, in characters, a run may be a secret: 24 characters of base64 are 18 bytes.
 const RUN_CHARS_MIN: usize = 24;
 
+/// Words that are longer and yet no secrets: the permissions that Google names where they are missing.
+const KNOWN: [&str; 2] = [
+    "cloudkms.cryptoKeyVersions.useToEncrypt",
+    "cloudkms.cryptoKeyVersions.useToDecrypt",
+];
+
 /// What stands where something was cut out.
 const CUT: &str = "[cut]";
 
@@ -47,13 +53,17 @@ impl Clean {
         is_uuid(id).then(|| Self(Cow::Owned(format!("{before}{id}{after}"))))
     }
 
-    /// Cleans a code that we do not know. One that is spelt as codes are stays as it is, although it is long.
+    /// Cleans a code that we do not know. One that is spelt as codes are, `InSuchWaysException` or `IN_SUCH_WAYS`, stays as
+    /// it is, although it is long.
     pub(crate) fn code(code: &str) -> Self {
         let letters = code.bytes().all(|byte| byte.is_ascii_alphabetic());
         let ending = ["Exception", "Error", "Fault"]
             .iter()
             .any(|ending| code.ends_with(ending));
-        let sound = letters && ending && code.len() <= CODE_CHARS_MAX;
+        let capitals = code
+            .bytes()
+            .all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+        let sound = (letters && ending || capitals) && code.len() <= CODE_CHARS_MAX;
         Self(Cow::Owned(if sound {
             code.to_owned()
         } else {
@@ -136,7 +146,8 @@ impl Cleaner {
 
     /// Judges the current run.
     fn end_run(&mut self) {
-        if self.run_chars >= RUN_CHARS_MIN {
+        let run = self.out.get(self.done_bytes..).unwrap_or_default().trim();
+        if self.run_chars >= RUN_CHARS_MIN && !KNOWN.contains(&run) {
             self.out.truncate(self.done_bytes);
             self.out.push_str(CUT);
             if self.blank {
@@ -194,6 +205,7 @@ mod tests {
             "User: arn:aws:iam::111122223333:user/u is not authorized to perform: kms:Encrypt",
             "Signature expired: 20260115T101530Z is now earlier than 20260115T104500Z (20260115T105000Z - 5 min.)",
             "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.",
+            "Permission 'cloudkms.cryptoKeyVersions.useToDecrypt' denied (or it may not exist).",
             "Schlüssel „köln“ → gesperrt 🔒",
             "",
         ];
@@ -233,6 +245,10 @@ mod tests {
                 "zero [cut] width",
             ),
             ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "[cut]"),
+            (
+                "xcloudkms.cryptoKeyVersions.useToDecrypt cloudkms.cryptoKeyVersions.useToDecrypt",
+                "[cut] cloudkms.cryptoKeyVersions.useToDecrypt",
+            ),
             (
                 "two AAECAwQFBgcICQoLDA0ODxAREhM,AAECAwQFBgcICQoLDA0ODxAREhM",
                 "two [cut],[cut]",
@@ -282,6 +298,9 @@ mod tests {
         let long = "CloudHsmClusterInvalidConfigurationException";
         assert_eq!(code(long), long);
         assert_eq!(code("0123456789abcdef01234567Exception"), "[cut]");
+        let long = "LOCATION_ORG_POLICY_VIOLATED";
+        assert_eq!(code(long), long);
+        assert_eq!(code("LOCATION_ORG_POLICY_VIOLATED7"), "[cut]");
         assert_eq!(code("Brand New\n"), "Brand New");
     }
 
