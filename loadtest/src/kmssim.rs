@@ -28,6 +28,8 @@ mod raw;
 mod route;
 mod serve;
 mod sim;
+#[cfg(test)]
+mod testing;
 mod thales;
 mod token;
 mod tsp_config;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The four kinds of KMS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -345,6 +345,14 @@ impl Subject {
     /// The fullest name of the key.
     pub(crate) fn key(&self) -> &str {
         self.keys.last().map_or("", String::as_str)
+    }
+}
+
+/// Reads a JSON object. serde would take an array for a struct as well.
+pub(crate) fn json_object<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    match body.trim_ascii_start().first() {
+        Some(b'{') => serde_json::from_slice(body).map_err(|error| error.to_string()),
+        _ => Err("the body is no JSON object".to_owned()),
     }
 }
 

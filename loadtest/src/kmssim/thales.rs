@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use super::{
     crypto::{Gcm, NONCE_BYTES, Seed, TAG_BYTES},
-    exchange::{Failure, Operation, Refusal, Reply, Request, Verdict, percent_decoded},
+    exchange::{
+        Failure, Operation, Refusal, Reply, Request, Verdict, json_object, percent_decoded,
+    },
     sim::Context,
     token::Claims,
     world::{
@@ -714,8 +716,7 @@ fn named(domain: Option<String>) -> String {
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(body)
-        .map_err(|error| Error::refused(Refusal::Protocol, 400, BAD_REQUEST, error.to_string()))
+    json_object(body).map_err(|error| Error::refused(Refusal::Protocol, 400, BAD_REQUEST, error))
 }
 
 /// Bytes in standard base64.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Aws, Caller, Error, account_of, region_of};
 use crate::kmssim::{
     crypto::{Gcm, NONCE_BYTES, Random, Seed, TAG_BYTES},
-    exchange::{Failure, Operation, Refusal, Reply, Verdict},
+    exchange::{Failure, Operation, Refusal, Reply, Verdict, json_object},
     sim,
     world::{AwsKeyDoc, AwsKeyState, WorldError},
 };
@@ -313,13 +313,8 @@ fn missing(member: &str) -> Error {
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(body).map_err(|error| {
-        Error::refused(
-            Refusal::Protocol,
-            "SerializationException",
-            error.to_string(),
-        )
-    })
+    json_object(body)
+        .map_err(|error| Error::refused(Refusal::Protocol, "SerializationException", error))
 }
 
 fn within(bytes: Option<Base64>, member: &str, max: usize) -> Result<Vec<u8>, Error> {

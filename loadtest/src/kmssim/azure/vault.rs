@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use super::{Azure, Error, Vault, entra};
 use crate::kmssim::{
     crypto::{Padding, Rsa, Seed, key_unwrap, key_wrap},
-    exchange::{Failure, Operation, Refusal, Reply, Request, Verdict, percent_decoded},
+    exchange::{
+        Failure, Operation, Refusal, Reply, Request, Verdict, json_object, percent_decoded,
+    },
     sim::Context,
     world::{
         AzureKeyDoc, AzureKeyKind, AzureKeyState, AzureVaultState, AzureVersionDoc,
@@ -298,7 +300,7 @@ impl Azure {
                     ));
                 }
                 check_version(key, version, operation, cx.now_s)?;
-                let crypto: Crypto = serde_json::from_slice(&request.body).map_err(|error| {
+                let crypto: Crypto = json_object(&request.body).map_err(|error| {
                     bad_parameter(format!("The body is not as it must be: {error}"))
                 })?;
                 let value = base64url(&crypto.value).ok_or_else(|| {
@@ -421,7 +423,7 @@ impl Azure {
             return Err(challenge(verdict, "AKV10012", message.to_owned(), ""));
         }
         if let Some(required) = &vault.doc.claims
-            && claims.claims != *required
+            && !asks_for(&claims.claims, required)
         {
             let more = format!(
                 ", error=\"insufficient_claims\", claims=\"{}\"",
@@ -450,6 +452,25 @@ impl Azure {
                 Err(error.inner("ObjectIsBeingRecovered"))
             }
         }
+    }
+}
+
+/// Whether a token was asked for with the claims that are required, and perhaps with more: MSAL adds what it can do.
+fn asks_for(given: &str, required: &str) -> bool {
+    match (serde_json::from_str(given), serde_json::from_str(required)) {
+        (Ok(given), Ok(required)) => includes(&given, &required),
+        _ => given == required,
+    }
+}
+
+fn includes(given: &Value, required: &Value) -> bool {
+    match (given.as_object(), required.as_object()) {
+        (Some(given), Some(required)) => required.iter().all(|(name, required)| {
+            given
+                .get(name)
+                .is_some_and(|given| includes(given, required))
+        }),
+        _ => given == required,
     }
 }
 

@@ -8,7 +8,9 @@ use serde_json::{Map, Value, json};
 use super::{Account, Error, Gcp, Status, project_of};
 use crate::kmssim::{
     crypto::{Gcm, NONCE_BYTES, Random, Seed, TAG_BYTES},
-    exchange::{Failure, Operation, Refusal, Reply, Request, Verdict, percent_decoded},
+    exchange::{
+        Failure, Operation, Refusal, Reply, Request, Verdict, json_object, percent_decoded,
+    },
     sim::Context,
     world::{GcpKeyDoc, GcpProjectState, GcpVersionState, WorldError},
 };
@@ -355,7 +357,7 @@ impl Gcp {
                 "The content type is not application/json.",
             ));
         }
-        let crypto: Crypto = serde_json::from_slice(&request.body).map_err(|error| {
+        let crypto: Crypto = json_object(&request.body).map_err(|error| {
             invalid(
                 Refusal::Protocol,
                 format!("Invalid JSON payload received. {error}"),
