@@ -64,6 +64,9 @@ pub trait RemoteKms: fmt::Debug + Send + Sync {
     /// The next step towards a fresh token. `last` is the token before, which may hold what renews it; `refused` is the
     /// error with which the KMS refused it, if it did.
     ///
+    /// An error of [`RemoteKms::read_token`] that asks for [`Retry::AfterNewToken`](crate::Retry::AfterNewToken) is
+    /// `refused` of the next step: there may be another way to prove the credential, and if there is none, this says so.
+    ///
     /// Called only where there is a [`RemoteKms::credential`].
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use tsp_wire::{
 };
 
 use super::*;
-use crate::{Kms, Retry, Roots, TokenCall, rsa::pem_section};
+use crate::{ConfigError, Kms, Retry, Roots, Signed, TokenCall, rsa::pem_section};
 
 const TENANT: &str = "72f988bf-0000-4000-8000-2d7cd011db47";
 const CLIENT: &str = "6731de76-14a6-49ae-97bc-6eba6914391e";
@@ -86,8 +86,6 @@ impl Config {
         }
     }
 }
-
-use crate::ConfigError;
 
 fn azure() -> Box<dyn RemoteKms> {
     Config::default().build().unwrap()
@@ -639,7 +637,134 @@ fn equal_credentials_share_a_token_and_different_ones_do_not() {
     }
 }
 
+/// Every spelling in which what is secret could show up, by a piece of its beginning.
+fn spellings(config_secret: &str) -> Vec<String> {
+    let key: String = CLIENT_KEY
+        .lines()
+        .filter(|line| !line.starts_with(['-', '#']))
+        .collect();
+    let list = format!("{:?}", config_secret.as_bytes());
+    [
+        config_secret,
+        &list[1..30],
+        &hex::encode(config_secret)[..20],
+        "AAECAwQFBgcI",
+        "TEST-TOKEN",
+        // Of any JSON Web Token.
+        "eyJ0eXAiOi",
+        &key[..24],
+        &key[200..224],
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+#[test]
+fn nothing_prints_a_secret() {
+    const SECRET: &str = "CANARYsecretCANARYsecret";
+    let with_secret = Config::with(|config| config.client_secret = Some(SECRET.to_owned()));
+    let with_certificate = Config::with_certificate(format!("{CERTIFICATE}{CLIENT_KEY}"));
+    let mut texts = Vec::new();
+    for config in [with_secret, with_certificate] {
+        let kms = config.build().unwrap();
+        let mut session = Session::default();
+        let step = kms.token_step(None, None, &mut session, now()).unwrap();
+        texts.push(format!("{kms:?} {kms:#?} {step:?} {session:?}"));
+        let call = match step {
+            TokenStep::Call(call) => call,
+            TokenStep::Sign(sign) => match sign().unwrap() {
+                Signed::Call(call) => call,
+                Signed::Token(_) => panic!("Entra gives the token"),
+            },
+        };
+        // The canary is there to be seen.
+        let body = String::from_utf8_lossy(&call.request.body).into_owned();
+        assert!(body.contains(SECRET) || body.contains("eyJ0eXAiOi"));
+        let (request, token) = (wrap(&*kms), token(&*kms));
+        assert!(String::from_utf8_lossy(&request.body).contains("AAECAwQFBgcI"));
+        texts.push(format!(
+            "{call:?} {call:#?} {request:?} {request:#?} {token:?}"
+        ));
+    }
+    for text in texts {
+        assert!(text.contains("azure.net") || text.contains("HttpRequest"));
+        for spelling in spellings(SECRET) {
+            assert!(!text.contains(&spelling), "{spelling} in {text}");
+        }
+    }
+}
+
+#[test]
+fn a_refused_configuration_does_not_repeat_what_it_holds() {
+    const CANARY: &str = "CANARYsecret";
+    let wrong = [
+        Config::with(|c| c.client_id = CANARY.to_owned()),
+        Config::with(|c| c.client_secret = Some(format!("{CANARY} and a blank"))),
+        Config::with(|c| c.tenant_guid = CANARY.to_owned()),
+        Config::with(|c| c.vault_base_url = format!("https://u:{CANARY}@a.vault.azure.net")),
+        Config::with(|c| c.key_name = format!("{CANARY}/")),
+        Config::with(|c| c.authority = Some(format!("https://{CANARY}/x"))),
+        Config::with_certificate(CANARY.to_owned()),
+    ];
+    for config in wrong {
+        let error = config.build().unwrap_err();
+        assert!(!format!("{error} {error:?}").contains(CANARY), "{error}");
+    }
+}
+
+/// Where Azure, or who plays it, may echo something.
+fn echoes(canary: &str) -> Vec<(HeaderMap, String)> {
+    let bodies = [
+        json!({"error": {"code": canary, "message": canary, "innererror": {"code": canary}}}),
+        json!({"error": {"code": "BadParameter", "message": format!("Value '{canary}' failed")}}),
+        json!({"kid": format!("https://tsp-test.vault.azure.net/keys/tenant-1/{canary}"), "value": canary}),
+        json!({"kid": canary, "value": BASE64URL.encode([1; 256])}),
+        json!({"error": canary, "error_description": format!("AADSTS7000215: {canary}"), "trace_id": canary}),
+        json!({"access_token": canary, "token_type": canary, "expires_in": canary}),
+        json!(canary),
+    ];
+    let challenge = format!("Bearer authorization=\"https://x/{canary}\", error=\"{canary}\"");
+    bodies
+        .into_iter()
+        .map(|body| {
+            let mut headers = HeaderMap::new();
+            for name in ["x-ms-request-id", "date", "retry-after"] {
+                headers.insert(name, canary.parse().unwrap());
+            }
+            headers.insert("www-authenticate", challenge.parse().unwrap());
+            (headers, body.to_string())
+        })
+        .collect()
+}
+
 proptest! {
+    #[test]
+    fn what_azure_echoes_does_not_come_out(
+        canary in prop_oneof![
+            "[A-Za-z0-9+/]{30,200}[0-9]==?",
+            "[A-Za-z0-9_-]{30,200}[0-9]",
+            "[0-9a-f]{32,128}[0-9]",
+        ],
+        status in prop_oneof![Just(200_u16), Just(400), Just(401), Just(403), Just(503), 0..700_u16],
+    ) {
+        let kms = azure();
+        for (headers, body) in echoes(&canary) {
+            let answer = HttpAnswer { status, headers: &headers, body: body.as_bytes() };
+            let errors = [
+                kms.read_wrap(&answer).err(),
+                kms.read_unwrap(&answer).err(),
+                kms.read_token(&answer, now()).err(),
+            ];
+            for error in errors.into_iter().flatten() {
+                let text = format!("{error} {error:?}");
+                for piece in canary.as_bytes().windows(12) {
+                    let piece = std::str::from_utf8(piece).unwrap();
+                    prop_assert!(!text.contains(piece), "{} in {}", piece, text);
+                }
+            }
+        }
+    }
+
     #[test]
     fn no_edek_looks_like_a_header_of_alloy(
         first in any::<[u8; 16]>(),

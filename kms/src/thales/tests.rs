@@ -707,7 +707,100 @@ fn equal_credentials_share_a_token_and_different_ones_do_not() {
     }
 }
 
+#[test]
+fn nothing_prints_a_secret() {
+    const SECRET: &str = "CANARYpassword";
+    let kms = Config::with(|config| config.password = SECRET.to_owned())
+        .build()
+        .unwrap();
+    let body = json!({"jwt": "CANARYjwt", "refresh_token": "CANARYrefresh", "duration": 300});
+    let token = token(&*kms, &body).unwrap();
+    let mut session = Session::default();
+    let mut texts = vec![format!("{kms:?} {kms:#?} {token:?} {token:#?}")];
+    for last in [None, Some(&token)] {
+        let step = kms.token_step(last, None, &mut session, now()).unwrap();
+        texts.push(format!("{step:?} {session:?}"));
+        let TokenStep::Call(call) = step else {
+            panic!("nothing is signed")
+        };
+        // The canary is there to be seen.
+        assert!(String::from_utf8_lossy(&call.request.body).contains("CANARY"));
+        texts.push(format!("{call:?} {call:#?}"));
+    }
+    let request = kms
+        .wrap_request(&dek(), Some(&token), &mut session, now())
+        .unwrap();
+    texts.push(format!("{request:?} {request:#?}"));
+    for text in texts {
+        let list = format!("{:?}", SECRET.as_bytes());
+        for spelling in [
+            "CANARY",
+            "AAECAwQFBgcI",
+            &list[1..20],
+            &hex::encode(SECRET)[..20],
+        ] {
+            assert!(!text.contains(spelling), "{spelling} in {text}");
+        }
+    }
+}
+
+#[test]
+fn a_refused_configuration_does_not_repeat_what_it_holds() {
+    const CANARY: &str = "CANARYsecret";
+    let line = || format!("{CANARY}\n");
+    let wrong = [
+        Config::with(|c| c.username = line()),
+        Config::with(|c| c.password = line()),
+        Config::with(|c| c.auth_domain = line()),
+        Config::with(|c| c.connection = line()),
+        Config::with(|c| c.key_id = line()),
+        Config::with(|c| c.service_url = format!("https://u:{CANARY}@cm.example")),
+        Config::with(|c| c.server_name = Some(line())),
+        Config::with(|c| c.spki_pin = Some(line())),
+    ];
+    for config in wrong {
+        let error = config.build().unwrap_err();
+        assert!(!format!("{error} {error:?}").contains(CANARY), "{error}");
+    }
+}
+
 proptest! {
+    #[test]
+    fn what_an_appliance_echoes_does_not_come_out(
+        canary in prop_oneof![
+            "[A-Za-z0-9+/]{30,200}[0-9]==?",
+            "[A-Za-z0-9_-]{30,200}[0-9]",
+            "[0-9a-f]{32,128}[0-9]",
+        ],
+        status in prop_oneof![Just(200_u16), Just(400), Just(401), Just(403), Just(503), 0..700_u16],
+    ) {
+        let bodies = [
+            json!({"codeDesc": canary, "message": canary, "requestID": canary}),
+            json!({"codeDesc": format!("NCERRBadRequest: {canary}"), "requestID": canary}),
+            json!({"ciphertext": canary, "tag": canary, "iv": canary, "version": canary, "id": canary}),
+            json!({"plaintext": canary}),
+            json!({"jwt": canary, "duration": canary}),
+            json!(canary),
+        ];
+        let kms = thales();
+        for body in bodies {
+            let (headers, body) = (HeaderMap::new(), body.to_string());
+            let answer = HttpAnswer { status, headers: &headers, body: body.as_bytes() };
+            let errors = [
+                kms.read_wrap(&answer).err(),
+                kms.read_unwrap(&answer).err(),
+                kms.read_token(&answer, now()).err(),
+            ];
+            for error in errors.into_iter().flatten() {
+                let text = format!("{error} {error:?}");
+                for piece in canary.as_bytes().windows(12) {
+                    let piece = std::str::from_utf8(piece).unwrap();
+                    prop_assert!(!text.contains(piece), "{} in {}", piece, text);
+                }
+            }
+        }
+    }
+
     #[test]
     fn no_edek_looks_like_a_header_of_alloy(
         ciphertext in any::<[u8; 32]>(),
