@@ -30,7 +30,7 @@ use std::{
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, never, select};
 use tokio::sync::oneshot;
-use tsp_rt::{Probe, Rt as _, mailbox};
+use tsp_rt::{Backend, Probe, RingFlag, Rt as _, mailbox};
 use tsp_shards::{ApiKeys, EventsConfig, Limits, ShardEnd, ShardSet, ShardsConfig, SpawnError};
 
 use crate::{
@@ -358,6 +358,12 @@ fn tell_start(listening: &Listening, plan: &CorePlan, probe: &Probe, published: 
         left_out = published.left_out,
         "serving"
     );
+    if probe.backend == Backend::Uring && tsp_rt::ring_flag() != RingFlag::Set {
+        tracing::warn!(
+            "io_uring costs more than it should: {}",
+            tsp_rt::ring_flag()
+        );
+    }
 }
 
 /// Waits, on a thread of its own, for what the control core's executor cannot await: a shard's request for the text
