@@ -31,6 +31,9 @@ const START_MAX: Duration = Duration::from_secs(20);
 /// The API key of the servers that are started here. It is no secret: they listen on loopback and hold nothing.
 const API_KEY: &str = "bG9hZGdlbi1rZXkh";
 
+/// The variable that switches the servers' security events on.
+const EVENTS_SWITCH: &str = "TSP_ENABLE_LOGDRIVER_INTEGRATION";
+
 /// Environment variables for the server under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variant {
@@ -177,6 +180,10 @@ impl Comparison {
             .iter()
             .cloned()
             .partition(|(name, _)| name == "SERVER");
+        let events_on = variables
+            .iter()
+            .rfind(|(name, _)| name == EVENTS_SWITCH)
+            .map_or(self.events, |(_, value)| value != "false");
         let binary = other
             .last()
             .map_or(self.server.as_path(), |(_, path)| path.as_ref());
@@ -195,7 +202,7 @@ impl Comparison {
                 "TSP_CONTROL_CORE",
                 list.first().cloned().unwrap_or_default(),
             )
-            .env("TSP_ENABLE_LOGDRIVER_INTEGRATION", self.events.to_string())
+            .env(EVENTS_SWITCH, self.events.to_string())
             .envs(variables)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -217,7 +224,7 @@ impl Comparison {
         }
         let calls = generator::prepare(&target, self.scenario, &self.tenants)?
             .map_err(|failure| io::Error::other(format!("{}: {failure}", variant.name)))?;
-        if self.events {
+        if events_on {
             drain_events(events)?;
         }
 
