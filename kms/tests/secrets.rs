@@ -3,15 +3,19 @@
 
 use std::{
     fmt::Debug,
+    sync::LazyLock,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use http::{HeaderMap, HeaderValue};
 use proptest::prelude::*;
-use tsp_kms::{HttpAnswer, HttpRequest, Kms, KmsKind, KmsOperation, RemoteKms, Retry, Session};
+use tsp_kms::{
+    HttpAnswer, HttpRequest, Kms, KmsKind, KmsOperation, RemoteKms, Retry, Session, Signed,
+    TokenStep,
+};
 use tsp_wire::{
     Dek, Secret,
-    snapshot::{KmsConfigDoc, KmsKeyDoc},
+    snapshot::{AssumeRoleDoc, GcpTokenKind, KmsConfigDoc, KmsKeyDoc},
 };
 
 const SECRET: &str = "CANARYsecretCANARYsecretCANARYsecretCANA";
@@ -45,12 +49,53 @@ fn aws_doc() -> KmsConfigDoc {
     })
 }
 
-fn aws() -> Box<dyn RemoteKms> {
-    let Ok(Kms::Remote(aws)) = Kms::from_doc(&aws_doc()) else {
+fn role_doc() -> KmsConfigDoc {
+    let mut doc = aws_doc();
+    if let KmsKeyDoc::Aws { assume_role, .. } = &mut doc.key {
+        *assume_role = Some(AssumeRoleDoc {
+            role_arn: "arn:aws:iam::111122223333:role/tsp".to_owned(),
+            external_id: Some(Secret::new("CANARYexternalCANARYexternal".to_owned())),
+            session_name: None,
+            duration_s: None,
+        });
+    }
+    doc
+}
+
+fn gcp_doc(token: GcpTokenKind) -> KmsConfigDoc {
+    let pem = include_str!("data/gcp-TEST-ONLY-service-account-key.pem");
+    doc(KmsKeyDoc::Gcp {
+        client_email: "tsp@acme.iam.gserviceaccount.com".to_owned(),
+        private_key: Secret::new(pem.to_owned()),
+        private_key_id: None,
+        project_id: "acme".to_owned(),
+        location_id: "europe-west1".to_owned(),
+        key_ring_id: "tsp".to_owned(),
+        crypto_key_id: "documents".to_owned(),
+        token,
+        token_endpoint: None,
+    })
+}
+
+fn remote(doc: &KmsConfigDoc) -> Box<dyn RemoteKms> {
+    let Ok(Kms::Remote(kms)) = Kms::from_doc(doc) else {
         unreachable!("the document is sound")
     };
-    aws
+    kms
 }
+
+/// One of each that asks over the network.
+static ALL: LazyLock<Vec<Box<dyn RemoteKms>>> = LazyLock::new(|| {
+    [
+        aws_doc(),
+        role_doc(),
+        gcp_doc(GcpTokenKind::SelfSigned),
+        gcp_doc(GcpTokenKind::Endpoint),
+    ]
+    .iter()
+    .map(remote)
+    .collect()
+});
 
 fn wrap(aws: &dyn RemoteKms, session: &mut Session) -> HttpRequest {
     aws.wrap_request(&Dek::fill_with(|dek| *dek = DEK), None, session, now())
@@ -59,7 +104,11 @@ fn wrap(aws: &dyn RemoteKms, session: &mut Session) -> HttpRequest {
 
 /// Every spelling in which a planted secret could show up.
 fn spellings() -> Vec<String> {
-    [SECRET.as_bytes(), TOKEN.as_bytes(), &DEK]
+    // A piece of the service account's key in the middle, as it stands in its PEM.
+    let pem = include_str!("data/gcp-TEST-ONLY-service-account-key.pem");
+    let line = pem.lines().nth(10).unwrap().as_bytes();
+    let external: &[u8] = b"CANARYexternal";
+    [SECRET.as_bytes(), TOKEN.as_bytes(), &DEK, line, external]
         .into_iter()
         .flat_map(|secret| {
             // The first bytes are enough to know it by, in whatever it is cut to.
@@ -109,6 +158,35 @@ fn nothing_prints_a_secret() {
         headers: &headers,
         body: &request.body,
     });
+}
+
+#[test]
+fn no_step_towards_a_token_prints_a_secret() {
+    let mut steps = 0;
+    for kms in &*ALL {
+        assert_silent(&kms);
+        if kms.credential().is_none() {
+            continue;
+        }
+        let mut session = Session::default();
+        let step = kms.token_step(None, None, &mut session, now()).unwrap();
+        assert_silent(&step);
+        assert_silent(&session);
+        match step {
+            TokenStep::Call(call) => assert_silent(&call),
+            TokenStep::Sign(sign) => {
+                let signed = sign().unwrap();
+                assert_silent(&signed);
+                if let Signed::Token(token) = signed {
+                    let dek = Dek::fill_with(|dek| *dek = DEK);
+                    let request = kms.wrap_request(&dek, Some(&token), &mut session, now());
+                    assert_silent(&request);
+                }
+            }
+        }
+        steps += 1;
+    }
+    assert!(steps >= 3);
 }
 
 #[test]
@@ -175,6 +253,22 @@ fn echoes(canary: &str) -> Vec<(HeaderMap, String)> {
             "<ErrorResponse><Error><Code>{canary}</Code><Message>of {canary}.</Message></Error>\
                  <RequestId>{canary}</RequestId></ErrorResponse>"
         ),
+        format!(
+            "<AssumeRoleResponse><AssumeRoleResult><Credentials><AccessKeyId>{canary}</AccessKeyId>\
+                 </Credentials></AssumeRoleResult></AssumeRoleResponse>"
+        ),
+        format!(
+            r#"{{"error":{{"code":403,"status":"{canary}","message":"Permission '{canary}' denied"}}}}"#
+        ),
+        format!(
+            r#"{{"error":{{"message":"{canary}","details":[{{"@type":"x.ErrorInfo","reason":"{canary}"}}]}}}}"#
+        ),
+        format!(
+            r#"{{"error":{{"details":[{{"@type":"x.PreconditionFailure","violations":[{{"type":"{canary}"}}]}}]}}}}"#
+        ),
+        format!(r#"{{"ciphertext":"{canary}","name":"{canary}"}}"#),
+        format!(r#"{{"error":"{canary}","error_description":"Not {canary}."}}"#),
+        format!(r#"{{"access_token":"{canary}","token_type":"mac"}}"#),
         format!("<html>{canary}</html>"),
         canary.to_owned(),
     ];
@@ -206,10 +300,16 @@ proptest! {
         ],
         status in prop_oneof![Just(200_u16), Just(400), Just(403), Just(503), 0..700_u16],
     ) {
-        let aws = aws();
-        for (headers, body) in echoes(&canary) {
-            let answer = HttpAnswer { status, headers: &headers, body: body.as_bytes() };
-            for error in [aws.read_wrap(&answer).err(), aws.read_unwrap(&answer).err()].into_iter().flatten() {
+        let echoes = echoes(&canary);
+        let pairs = ALL.iter().flat_map(|kms| echoes.iter().map(move |echo| (kms, echo)));
+        for (kms, (headers, body)) in pairs {
+            let answer = HttpAnswer { status, headers, body: body.as_bytes() };
+            let errors = [
+                kms.read_wrap(&answer).err(),
+                kms.read_unwrap(&answer).err(),
+                kms.read_token(&answer, now()).err(),
+            ];
+            for error in errors.into_iter().flatten() {
                 for text in [error.to_string(), format!("{error:?}")] {
                     for piece in canary.as_bytes().windows(12) {
                         let piece = std::str::from_utf8(piece).unwrap();

@@ -421,22 +421,21 @@ fn only_the_configured_key_and_its_versions_are_covered() {
 
 #[test]
 fn nothing_prints_a_secret() {
-    let gcp = gcp(&doc());
-    let step = gcp
+    let kms = gcp(&doc());
+    let step = kms
         .token_step(None, None, &mut Session::default(), now())
         .unwrap();
-    let mut texts = vec![format!("{gcp:?} {gcp:#?} {step:?}")];
+    let mut texts = vec![format!("{kms:?} {kms:#?} {step:?}")];
     let TokenStep::Sign(sign) = step else {
         panic!("it signs")
     };
     let signed = sign().unwrap();
     texts.push(format!("{signed:?} {signed:#?}"));
-    let request = wrap(&*gcp);
+    let request = wrap(&*kms);
     texts.push(format!("{request:?} {request:#?}"));
 
     let doc = with(doc(), |gcp| *gcp.token = GcpTokenKind::Endpoint);
-    let gcp = super::tests::gcp(&doc);
-    let step = gcp
+    let step = gcp(&doc)
         .token_step(None, None, &mut Session::default(), now())
         .unwrap();
     let TokenStep::Sign(sign) = step else {

@@ -29,9 +29,11 @@ fn read_unwrapped(body: &Value) -> Result<Dek, KmsError> {
 /// `body` with one member changed, or taken out if `value` is null.
 fn with(body: &Value, member: &str, value: impl Into<Value>) -> Value {
     let mut body = body.clone();
-    match value.into() {
-        Value::Null => drop(body.as_object_mut().unwrap().remove(member)),
-        value => body[member] = value,
+    let value = value.into();
+    if value.is_null() {
+        body.as_object_mut().unwrap().remove(member);
+    } else {
+        body[member] = value;
     }
     body
 }
@@ -210,12 +212,21 @@ const BAD_CRC: &str =
     "The checksum in field plaintext_crc32c did not match the data in field plaintext.";
 const PURPOSE: &str = "The CryptoKey's purpose must be ENCRYPT_DECRYPT.";
 
+/// HTTP, status, reason, message; TSP code on wrap and on unwrap; whether to try again.
+type Row = (
+    u16,
+    &'static str,
+    &'static str,
+    &'static str,
+    [u16; 2],
+    Again,
+);
+
 #[test]
 #[rustfmt::skip]
 fn each_error_has_its_class() {
     use Again::{Later, No, Soon, WithNewToken};
-    // HTTP, status, reason, message; TSP code on wrap and on unwrap; whether to try again.
-    let table: &[(u16, &str, &str, &str, [u16; 2], Again)] = &[
+    let table: &[Row] = &[
         (401, "UNAUTHENTICATED",     "ACCESS_TOKEN_EXPIRED",            "", [206, 206], WithNewToken),
         (401, "UNAUTHENTICATED",     "CREDENTIALS_MISSING",             "", [206, 206], WithNewToken),
         (401, "UNAUTHENTICATED",     "JWT_TOKEN_INVALID",               "", [206, 206], WithNewToken),
