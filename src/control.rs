@@ -14,14 +14,14 @@ use std::{
 use signal_hook::consts::SIGHUP;
 use tsp_rt::{Rt, mailbox};
 use tsp_shards::{Drained, ShardEnd, ShardSet, Snapshot};
-use tsp_wire::{SnapshotVersion, snapshot::SnapshotDoc};
+use tsp_wire::SnapshotVersion;
 
 use crate::{
     admin::Health,
     config::{DRAIN_MAX, FILE_CHECK_EVERY, FILE_RETRY_EVERY, PROBLEMS_MAX, Problem, STALE_AFTER},
     events::EventThread,
     metrics::ControlMetrics,
-    source::{Ask, Loaded, Polled, Source},
+    source::{Ask, look::Looked},
 };
 
 /// Commands that wait for the loop. They are rare; a process that cannot take sixteen is stuck.
@@ -33,12 +33,16 @@ const SETTLE_LOOK_EVERY: Duration = Duration::from_millis(2);
 /// After this long a shard that has not taken a new snapshot is worth a warning: something keeps it busy.
 const SETTLE_WARN_AFTER: Duration = Duration::from_secs(10);
 
+/// After this long a look at the source is worth a warning: its file system hangs.
+const LOOK_WARN_AFTER: Duration = Duration::from_secs(30);
+
 /// How long the drain's thread may take beyond the shards' deadline, to close connections and push the last events.
 const DRAIN_SLACK: Duration = Duration::from_secs(6);
 
 /// What the loop is told from outside.
-#[derive(Debug)]
 pub(crate) enum Command {
+    /// A look at the source has come to its end.
+    Looked(Ask, Looked),
     /// A signal's number.
     Signal(i32),
     /// A shard's executor is no more.
@@ -49,38 +53,14 @@ pub(crate) enum Command {
     Drained(Drained),
 }
 
-/// Makes a snapshot of a state and puts what the data plane refuses to what the source left out.
-pub(crate) fn snapshot(loaded: Loaded, version: SnapshotVersion) -> (Snapshot, Vec<Problem>) {
-    let Loaded {
-        kms,
-        tenants,
-        mut left_out,
-    } = loaded;
-    // The sources of this version are the operator's own files, which may hold LOCAL keys.
-    let allow_local = true;
-    let (snapshot, rejected) = Snapshot::from_doc(
-        SnapshotDoc {
-            version,
-            kms,
-            tenants,
-        },
-        allow_local,
-    );
-    left_out.extend(
-        rejected
-            .into_iter()
-            .map(|part| Problem::new(part.what, part.why)),
-    );
-    (snapshot, left_out)
-}
-
 /// What to do once, when all shards serve.
 pub(crate) type WhenReady = Box<dyn FnOnce(&Published)>;
 
 /// Everything that the control core owns.
 pub(crate) struct Control<R> {
     pub(crate) rt: R,
-    pub(crate) source: Source,
+    /// Asks for a look at the source; answered by [`Command::Looked`].
+    pub(crate) asks: crossbeam_channel::Sender<Ask>,
     pub(crate) shards: Option<ShardSet>,
     pub(crate) events: Option<EventThread>,
     pub(crate) metrics: ControlMetrics,
@@ -109,6 +89,11 @@ struct State {
     freshness: Freshness,
     look_at: Instant,
     retry_at: Instant,
+    /// Since when a look is under way.
+    looking_since: Option<Instant>,
+    look_warned: bool,
+    /// Somebody asked for a look; it comes when the one under way is over.
+    asked: bool,
 }
 
 impl<R: Rt> Control<R> {
@@ -129,6 +114,9 @@ impl<R: Rt> Control<R> {
             freshness: Freshness::new(now),
             look_at: now,
             retry_at: now,
+            looking_since: None,
+            look_warned: false,
+            asked: false,
         };
         self.refreshed();
         loop {
@@ -140,8 +128,10 @@ impl<R: Rt> Control<R> {
                 Err(_) => {}
                 Ok(Some(Command::Signal(SIGHUP))) => {
                     tracing::info!("SIGHUP: reading the configuration again");
-                    self.look(&mut state, Ask::Always);
+                    state.asked = true;
+                    state.look_at = self.rt.now();
                 }
+                Ok(Some(Command::Looked(ask, looked))) => self.looked(&mut state, ask, looked),
                 Ok(Some(Command::Signal(signal))) => return self.drain(signal).await,
                 Ok(Some(Command::ShardEnded(ShardEnd { shard, end }))) => {
                     return Err(format!("shard {shard} has ended: {end:?}"));
@@ -159,7 +149,8 @@ impl<R: Rt> Control<R> {
             let now = self.rt.now();
             if now >= state.look_at {
                 state.look_at = now + FILE_CHECK_EVERY;
-                self.look(&mut state, Ask::IfChanged);
+                self.look(&mut state, now)?;
+                self.judge_age(&mut state, now);
             }
         }
     }
@@ -187,30 +178,53 @@ impl<R: Rt> Control<R> {
         published
     }
 
-    /// Looks at the source, and publishes what is new.
-    fn look(&mut self, state: &mut State, ask: Ask) {
-        let now = self.rt.now();
-        let mut polled = self.source.poll(ask, self.rt.wall_now());
-        if matches!(polled, Polled::StillFailed) && now >= state.retry_at {
-            polled = self.source.poll(Ask::Always, self.rt.wall_now());
+    /// Has the source looked at, unless a look is still under way.
+    fn look(&self, state: &mut State, now: Instant) -> Result<(), String> {
+        if let Some(since) = state.looking_since {
+            if !state.look_warned && now - since >= LOOK_WARN_AFTER {
+                state.look_warned = true;
+                tracing::warn!("a look at the configuration takes longer than {LOOK_WARN_AFTER:?}");
+            }
+            return Ok(());
         }
-        match polled {
-            Polled::Same => {
+        let retry = state.freshness.had_failed && now >= state.retry_at;
+        let ask = if state.asked || retry {
+            Ask::Always
+        } else {
+            Ask::IfChanged
+        };
+        state.asked = false;
+        state.look_warned = false;
+        state.looking_since = Some(now);
+        // One is asked at a time, so there is room.
+        self.asks
+            .try_send(ask)
+            .map_err(|_| "the source of configurations has died".to_owned())
+    }
+
+    /// Takes note of a look, and publishes what is new.
+    fn looked(&mut self, state: &mut State, ask: Ask, looked: Looked) {
+        let now = self.rt.now();
+        state.looking_since = None;
+        if state.asked {
+            state.look_at = now;
+        }
+        match looked {
+            Looked::Same => {
                 if ask == Ask::Always || state.freshness.had_failed {
                     tracing::info!("the configuration is good and has not changed");
                 }
                 self.refreshed();
                 state.freshness.good(now);
             }
-            Polled::New(loaded) => {
-                let (snapshot, left_out) = snapshot(*loaded, state.published.version.next());
+            Looked::New(snapshot, left_out) => {
                 state.published = self.publish(snapshot, left_out);
                 state.settling_since = Some(now);
                 state.settle_warned = false;
                 self.refreshed();
                 state.freshness.good(now);
             }
-            Polled::Failed(problems) => {
+            Looked::Failed(problems) => {
                 self.metrics.refresh_failures.inc();
                 for problem in &problems {
                     tracing::error!(
@@ -225,8 +239,12 @@ impl<R: Rt> Control<R> {
                 state.freshness.had_failed = true;
                 state.retry_at = now + FILE_RETRY_EVERY;
             }
-            Polled::StillFailed => {}
+            Looked::StillFailed => {}
         }
+    }
+
+    /// Refuses key operations when the configuration has become too old, and serves them again when it is good.
+    fn judge_age(&self, state: &mut State, now: Instant) {
         if let Some(fresh) = state.freshness.changed(now) {
             if fresh {
                 tracing::info!(
@@ -338,7 +356,12 @@ impl<R: Rt> Control<R> {
                     return Ok(());
                 }
                 // They end now as they should; a second signal is seen to elsewhere.
-                Ok(Some(Command::ShardEnded(_) | Command::EventsEnded | Command::Signal(_))) => {}
+                Ok(Some(
+                    Command::ShardEnded(_)
+                    | Command::EventsEnded
+                    | Command::Signal(_)
+                    | Command::Looked(..),
+                )) => {}
                 Ok(None) | Err(_) => {
                     tracing::warn!("the drain did not come to its end");
                     return Ok(());

@@ -4,11 +4,12 @@
 //!
 //! | thread | does | module |
 //! | --- | --- | --- |
-//! | main, on the control core | configuration, health, metrics, drain | [`control`], [`admin`] |
+//! | main, on the control core | publishing, health, metrics, drain | `control`, [`admin`] |
 //! | one per shard, each on its core | requests | `tsp_shards` |
 //! | `tsp-events` | security events out of the process | [`events`] |
 //! | `tsp-log` | log lines out of the process | [`logs`] |
-//! | `tsp-signals`, `tsp-watch` | wait for what cannot be awaited: signals, a shard's end, a scrape | [`signals`] |
+//! | `tsp-source` | looks at the configuration file | [`source`] |
+//! | `tsp-signals`, `tsp-watch` | wait for what cannot be awaited: signals, a thread's end, a scrape | `signals` |
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -42,7 +43,7 @@ use crate::{
     logs::Logs,
     metrics::{ControlMetrics, Scrape},
     prepare::Prepared,
-    source::dev,
+    source::{dev, look},
 };
 
 /// Scrapes on the API's port that wait for their text. A scraper asks every few seconds.
@@ -303,6 +304,9 @@ fn run_logged(
     )
     .map_err(|why| internal("a thread cannot be started", &why))?;
 
+    let asks = look::start(source, first.version(), commander.clone())
+        .map_err(|why| internal("a thread cannot be started", &why))?;
+
     let listening = Listening {
         http: shards.local_addr(),
         health: health_addr,
@@ -325,7 +329,7 @@ fn run_logged(
         ));
         let control = Control {
             rt,
-            source,
+            asks,
             shards: Some(shards),
             events: event_thread,
             metrics,
@@ -430,10 +434,10 @@ mod tests {
         let end = CoreEnd::Died("a test".to_owned());
         ended.send(ShardEnd { shard: 3, end }).unwrap();
         let command = wait_for(&mut commands);
-        assert!(
-            matches!(command, Command::ShardEnded(ShardEnd { shard: 3, .. })),
-            "{command:?}"
-        );
+        assert!(matches!(
+            command,
+            Command::ShardEnded(ShardEnd { shard: 3, .. })
+        ));
     }
 
     #[test]

@@ -9,7 +9,6 @@ use tsp_wire::{ApiKey, SnapshotVersion};
 use crate::{
     DevOptions,
     config::{Environment, Mode, Overlay, Problem, ProcessConfig, Strings as _},
-    control,
     cores::{CorePlan, Machine},
     source::{Ask, Polled, Source, dev, dev::DevSource, file::FileSource},
 };
@@ -122,7 +121,7 @@ impl Prepared {
         let Some(api_key) = config.api_key.take().or(default_api_key) else {
             return Err(vec![Problem::new("API_KEY", "not set")]);
         };
-        let (first, left_out) = control::snapshot(loaded, SnapshotVersion::default().next());
+        let (first, left_out) = loaded.into_snapshot(SnapshotVersion::default().next());
         Ok(Self {
             config,
             api_key,

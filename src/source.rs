@@ -5,10 +5,15 @@
 
 pub mod dev;
 pub mod file;
+pub(crate) mod look;
 
 use std::time::SystemTime;
 
-use tsp_wire::snapshot::{KmsConfigDoc, TenantDoc};
+use tsp_shards::Snapshot;
+use tsp_wire::{
+    SnapshotVersion,
+    snapshot::{KmsConfigDoc, SnapshotDoc, TenantDoc},
+};
 
 use self::{dev::DevSource, file::FileSource};
 use crate::config::Problem;
@@ -22,6 +27,32 @@ pub struct Loaded {
     pub tenants: Vec<TenantDoc>,
     /// What cannot be used and was left out, while the rest is served.
     pub left_out: Vec<Problem>,
+}
+
+impl Loaded {
+    /// Makes a snapshot of the state, and adds what the data plane refuses to what the source left out.
+    #[must_use]
+    pub fn into_snapshot(self, version: SnapshotVersion) -> (Snapshot, Vec<Problem>) {
+        let Self {
+            kms,
+            tenants,
+            mut left_out,
+        } = self;
+        // The sources of this version are the operator's own files, which may hold LOCAL keys.
+        let allow_local = true;
+        let doc = SnapshotDoc {
+            version,
+            kms,
+            tenants,
+        };
+        let (snapshot, rejected) = Snapshot::from_doc(doc, allow_local);
+        left_out.extend(
+            rejected
+                .into_iter()
+                .map(|part| Problem::new(part.what, part.why)),
+        );
+        (snapshot, left_out)
+    }
 }
 
 /// How hard to look.
