@@ -17,6 +17,31 @@ pub struct TspConfig<'a> {
     pub leasing_allowed: bool,
 }
 
+/// What one kind of KMS has in its entry.
+struct Key {
+    kind: &'static str,
+    path: Value,
+    credentials: Value,
+    /// Members of the entry itself that only this kind has.
+    beside: Vec<(&'static str, Value)>,
+}
+
+impl Key {
+    fn new(
+        kind: &'static str,
+        path: impl IntoIterator<Item = (&'static str, Value)>,
+        credentials: impl IntoIterator<Item = (&'static str, Value)>,
+        beside: Vec<(&'static str, Value)>,
+    ) -> Self {
+        Self {
+            kind,
+            path: table(path),
+            credentials: table(credentials),
+            beside,
+        }
+    }
+}
+
 impl TspConfig<'_> {
     /// The file's text: one `[[kms]]` and one `[[tenant]]` per client.
     #[must_use]
@@ -44,7 +69,12 @@ impl TspConfig<'_> {
 
     fn kms(&self, client: &Client) -> Table {
         let mut kms = Table::new();
-        let (kind, key_path, credentials) = self.key(&client.key);
+        let Key {
+            kind,
+            path,
+            credentials,
+            beside,
+        } = self.key(&client.key);
         kms.insert("id".to_owned(), number(client.kms));
         kms.insert("type".to_owned(), kind.into());
         kms.insert("leasing_allowed".to_owned(), self.leasing_allowed.into());
@@ -54,12 +84,15 @@ impl TspConfig<'_> {
         } else if let Some(path) = self.ca_file {
             kms.insert("ca_file".to_owned(), path.display().to_string().into());
         }
-        kms.insert("key_path".to_owned(), key_path);
+        for (name, value) in beside {
+            kms.insert(name.to_owned(), value);
+        }
+        kms.insert("key_path".to_owned(), path);
         kms.insert("credentials".to_owned(), credentials);
         kms
     }
 
-    fn key(&self, key: &ClientKey) -> (&'static str, Value, Value) {
+    fn key(&self, key: &ClientKey) -> Key {
         match key {
             ClientKey::Aws {
                 key_id,
@@ -73,9 +106,10 @@ impl TspConfig<'_> {
                     ("accessKeyId", access_key_id.as_str().into()),
                     ("secretAccessKey", secret_access_key.as_str().into()),
                 ];
+                let mut beside = Vec::new();
                 if let Some(role) = role_arn {
                     credentials.push(("roleArn", role.as_str().into()));
-                    credentials.push(("stsEndpoint", self.url.into()));
+                    beside.push(("stsEndpoint", self.url.into()));
                 }
                 if let Some(id) = external_id {
                     credentials.push(("externalId", id.as_str().into()));
@@ -84,7 +118,7 @@ impl TspConfig<'_> {
                     ("keyID", key_id.as_str().into()),
                     ("region", region.as_str().into()),
                 ];
-                ("AWS", table(path), table(credentials))
+                Key::new("AWS", path, credentials, beside)
             }
             ClientKey::Gcp {
                 client_email,
@@ -96,14 +130,15 @@ impl TspConfig<'_> {
                 crypto_key_id,
                 token_endpoint,
             } => {
-                let mut credentials = vec![
+                let credentials = [
                     ("client_email", client_email.as_str().into()),
                     ("private_key", private_key.as_str().into()),
                     ("private_key_id", private_key_id.as_str().into()),
                 ];
+                let mut beside = Vec::new();
                 if *token_endpoint {
-                    credentials.push(("tokenKind", "endpoint".into()));
-                    credentials.push(("tokenEndpoint", format!("{}/token", self.url).into()));
+                    beside.push(("tokenKind", "endpoint".into()));
+                    beside.push(("tokenEndpoint", format!("{}/token", self.url).into()));
                 }
                 let path = [
                     ("projectId", project_id.as_str().into()),
@@ -111,7 +146,7 @@ impl TspConfig<'_> {
                     ("keyRingId", key_ring_id.as_str().into()),
                     ("cryptoKeyId", crypto_key_id.as_str().into()),
                 ];
-                ("GCP", table(path), table(credentials))
+                Key::new("GCP", path, credentials, beside)
             }
             ClientKey::Azure {
                 client_id,
@@ -124,7 +159,6 @@ impl TspConfig<'_> {
                 let mut credentials = vec![
                     ("clientId", client_id.as_str().into()),
                     ("tenantGuid", tenant_guid.as_str().into()),
-                    ("authority", self.url.into()),
                 ];
                 if let Some(secret) = client_secret {
                     credentials.push(("clientSecret", secret.as_str().into()));
@@ -136,7 +170,8 @@ impl TspConfig<'_> {
                     ("vaultBaseUrl", vault_base_url.as_str().into()),
                     ("keyName", key_name.as_str().into()),
                 ];
-                ("AZURE", table(path), table(credentials))
+                let beside = vec![("authority", self.url.into())];
+                Key::new("AZURE", path, credentials, beside)
             }
             ClientKey::Thales {
                 username,
@@ -155,7 +190,7 @@ impl TspConfig<'_> {
                     ("serviceUrl", self.url.into()),
                     ("keyId", key_id.as_str().into()),
                 ];
-                ("THALES", table(path), table(credentials))
+                Key::new("THALES", path, credentials, Vec::new())
             }
         }
     }

@@ -1,7 +1,7 @@
 use std::{fs, os::unix::fs::symlink, time::Duration};
 
 use tempfile::TempDir;
-use tsp_wire::snapshot::KmsKeyDoc;
+use tsp_wire::snapshot::{GcpTokenKind, KmsKeyDoc};
 
 use super::*;
 use crate::{config::tests::Map, source::Loaded};
@@ -146,6 +146,270 @@ fn a_whole_file_becomes_a_state() {
     assert!(loaded.tenants[1].assignments.is_empty());
 }
 
+/// One entry of every kind, with each member that it can have, and every credential somewhere else.
+const EVERY_MEMBER: &str = r#"
+version = 1
+[[kms]]
+id = 1
+type = "AWS"
+leasing_allowed = true
+endpoint = "https://kms.example.com"
+stsEndpoint = "https://sts.example.com"
+key_path = { keyID = "alias/acme", region = "eu-central-1" }
+[kms.credentials]
+accessKeyId = { env = "ONE" }
+secretAccessKey = { env = "TWO" }
+sessionToken = { file = "three" }
+roleArn = { env = "FOUR" }
+externalId = { env = "FIVE" }
+sessionName = { file = "six" }
+durationS = 900
+[[kms]]
+id = 2
+type = "GCP"
+tokenKind = "endpoint"
+tokenEndpoint = "https://token.example.com/token"
+key_path = { projectId = "p", locationId = "l", keyRingId = "r", cryptoKeyId = "k" }
+credentials = { client_email = { env = "ONE" }, private_key = { file = "three" }, private_key_id = { env = "FIVE" } }
+[[kms]]
+id = 3
+type = "AZURE"
+authority = "https://login.example.com"
+key_path = { vaultBaseUrl = "https://acme.vault.azure.net", keyName = "k" }
+credentials = { clientId = { env = "ONE" }, clientSecret = { env = "TWO" }, tenantGuid = { env = "FOUR" } }
+[[kms]]
+id = 4
+type = "AZURE"
+key_path = { vaultBaseUrl = "https://acme.vault.azure.net", keyName = "k" }
+credentials = { clientId = "id", clientCertificate = { file = "three" }, tenantGuid = "guid" }
+[[kms]]
+id = 5
+type = "THALES"
+serverName = "ciphertrust.acme"
+spkiPin = "pin"
+key_path = { serviceUrl = "https://10.0.0.7", keyId = "k" }
+[kms.credentials]
+username = { env = "ONE" }
+password = { file = "three" }
+authDomain = { env = "FOUR" }
+connection = { env = "FIVE" }
+"#;
+
+#[test]
+fn every_member_of_every_kind_arrives_where_it_belongs() {
+    let mut place = Place::new(EVERY_MEMBER);
+    place.strings = Map::of(&[
+        ("ONE", "one"),
+        ("TWO", "two"),
+        ("FOUR", "four"),
+        ("FIVE", "five"),
+    ]);
+    place.write("three", "three\n");
+    place.write("six", "six\n");
+    let loaded = place.load().unwrap();
+    assert!(loaded.left_out.is_empty(), "{:?}", loaded.left_out);
+    let [aws, gcp, azure_secret, azure_certificate, thales] =
+        <[_; 5]>::try_from(loaded.kms).unwrap();
+
+    let KmsKeyDoc::Aws {
+        access_key_id,
+        secret_access_key,
+        session_token,
+        assume_role: Some(role),
+        sts_endpoint,
+        ..
+    } = aws.key
+    else {
+        panic!("{aws:?}");
+    };
+    assert_eq!(access_key_id, "one");
+    assert_eq!(secret_access_key.expose(), "two");
+    assert_eq!(session_token.unwrap().expose(), "three");
+    assert_eq!(sts_endpoint.unwrap(), "https://sts.example.com");
+    assert_eq!(role.role_arn, "four");
+    assert_eq!(role.external_id.unwrap().expose(), "five");
+    assert_eq!(role.session_name.unwrap(), "six");
+    assert_eq!(role.duration_s, Some(900));
+
+    let KmsKeyDoc::Gcp {
+        client_email,
+        private_key,
+        private_key_id,
+        project_id,
+        location_id,
+        key_ring_id,
+        crypto_key_id,
+        token,
+        token_endpoint,
+    } = gcp.key
+    else {
+        panic!("{gcp:?}");
+    };
+    assert_eq!(client_email, "one");
+    assert_eq!(private_key.expose(), "three");
+    assert_eq!(private_key_id.unwrap(), "five");
+    let key = [project_id, location_id, key_ring_id, crypto_key_id];
+    assert_eq!(key, ["p", "l", "r", "k"]);
+    assert_eq!(token, GcpTokenKind::Endpoint);
+    assert_eq!(token_endpoint.unwrap(), "https://token.example.com/token");
+
+    let KmsKeyDoc::Azure {
+        client_id,
+        client_secret: Some(secret),
+        client_certificate: None,
+        tenant_guid,
+        vault_base_url,
+        key_name,
+        authority,
+    } = azure_secret.key
+    else {
+        panic!("{azure_secret:?}");
+    };
+    assert_eq!((client_id.as_str(), tenant_guid.as_str()), ("one", "four"));
+    assert_eq!(secret.expose(), "two");
+    assert_eq!(vault_base_url, "https://acme.vault.azure.net");
+    assert_eq!(key_name, "k");
+    assert_eq!(authority.unwrap(), "https://login.example.com");
+    let KmsKeyDoc::Azure {
+        client_secret: None,
+        client_certificate: Some(certificate),
+        ..
+    } = azure_certificate.key
+    else {
+        panic!("{azure_certificate:?}");
+    };
+    assert_eq!(certificate.expose(), "three");
+
+    let KmsKeyDoc::Thales {
+        username,
+        password,
+        auth_domain,
+        connection,
+        service_url,
+        key_id,
+        server_name,
+        spki_pin,
+    } = thales.key
+    else {
+        panic!("{thales:?}");
+    };
+    let named = [username, auth_domain, connection, service_url, key_id];
+    assert_eq!(named, ["one", "four", "five", "https://10.0.0.7", "k"]);
+    assert_eq!(password.expose(), "three");
+    assert_eq!(server_name.unwrap(), "ciphertrust.acme");
+    assert_eq!(spki_pin.unwrap(), "pin");
+}
+
+#[test]
+fn mistakes_in_each_kind_of_kms_are_told_with_the_name_that_was_meant() {
+    let place = Place::new(
+        r#"version = 1
+[[kms]]
+id = 1
+type = "AWS"
+authority = "https://x"
+stsEndpoint = "https://x"
+key_path = { keyID = "k", region = "r" }
+credentials = { accessKeyId = "a", secretAccessKey = "s", rolArn = "canary", externalId = "canary", durationS = -1 }
+[[kms]]
+id = 2
+type = "GCP"
+tokenKind = "canary"
+tokenEndpiont = "https://x"
+key_path = { projectID = "p", locationId = "l", keyRingId = "r", cryptoKeyId = "k" }
+credentials = { client_email = "e", privateKey = "canary" }
+[[kms]]
+id = 3
+type = "AZURE"
+key_path = { vaultBaseUrl = "https://x" }
+credentials = { clientId = "i", tenantGuid = "g" }
+[[kms]]
+id = 4
+type = "AZURE"
+key_path = { vaultBaseUrl = "https://x", keyName = "k" }
+credentials = { clientId = "i", tenantGuid = "g", clientSecret = "canary", clientCertificate = "canary" }
+[[kms]]
+id = 5
+type = "THALES"
+serverName = 7
+key_path = "k"
+credentials = { username = "u", passwort = "canary", authDomain = "root" }
+"#,
+    );
+    let problems = place.load().unwrap_err();
+    assert_eq!(
+        problems,
+        [
+            "tenants.toml:5: kms 1: authority has no meaning with type AWS",
+            "tenants.toml:8: kms 1: credentials: \"rolArn\" is not known here; the nearest known one is roleArn",
+            "tenants.toml:8: kms 1: credentials: durationS must be a number of seconds",
+            "tenants.toml:6: kms 1: stsEndpoint goes with roleArn, which is missing",
+            "tenants.toml:8: kms 1: credentials: externalId goes with roleArn, which is missing",
+            "tenants.toml:8: kms 1: credentials: durationS goes with roleArn, which is missing",
+            "tenants.toml:13: kms 2: \"tokenEndpiont\" is not known here; the nearest known one is tokenEndpoint",
+            "tenants.toml:14: kms 2: key_path: \"projectID\" is not known here; the nearest known one is projectId",
+            "tenants.toml:14: kms 2: key_path: projectId is missing",
+            "tenants.toml:12: kms 2: tokenKind is neither self-signed nor endpoint",
+            "tenants.toml:15: kms 2: credentials: \"privateKey\" is not known here; the nearest known one is private_key",
+            "tenants.toml:15: kms 2: credentials: private_key is missing",
+            "tenants.toml:19: kms 3: key_path: keyName is missing",
+            "tenants.toml:20: kms 3: credentials must have either clientSecret or clientCertificate",
+            "tenants.toml:25: kms 4: credentials must have either clientSecret or clientCertificate",
+            "tenants.toml:30: kms 5: key_path must be a table",
+            "tenants.toml:29: kms 5: serverName must be a string, and not empty",
+            "tenants.toml:31: kms 5: credentials: \"passwort\" is not known here; the nearest known one is password",
+            "tenants.toml:31: kms 5: credentials: password is missing",
+        ]
+    );
+}
+
+/// The examples that operators copy: every block of TOML in the documents that has a KMS config.
+#[test]
+fn the_examples_in_the_documents_have_no_mistake() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut documents = vec![root.join("README.md"), root.join("docs/operations.md")];
+    let of_each_kms = fs::read_dir(root.join("docs/kms")).unwrap();
+    documents.extend(of_each_kms.map(|entry| entry.unwrap().path()));
+    let mut kinds = std::collections::BTreeSet::new();
+    for document in documents {
+        let text = fs::read_to_string(&document).unwrap();
+        let blocks = text.split("```toml\n").skip(1);
+        let blocks = blocks.map(|rest| rest.split("```").next().unwrap());
+        for block in blocks.filter(|block| block.contains("[[kms]]")) {
+            let version = if block.contains("version =") {
+                ""
+            } else {
+                "version = 1\n"
+            };
+            let place = Place::new(&format!("{version}{block}"));
+            let problems = match place.load() {
+                Ok(_) => Vec::new(),
+                Err(problems) => problems,
+            };
+            // Their variables and files are not there.
+            let mistakes: Vec<_> = problems
+                .iter()
+                .filter(|problem| {
+                    !problem.ends_with("it is left out") && !problem.ends_with("can be used")
+                })
+                .collect();
+            assert!(mistakes.is_empty(), "{}: {mistakes:#?}", document.display());
+            kinds.extend(
+                block
+                    .lines()
+                    .filter(|line| line.starts_with("type ="))
+                    .map(|line| line.split('"').nth(1).unwrap().to_owned()),
+            );
+        }
+    }
+    assert!(
+        ["AWS", "AZURE", "LOCAL", "THALES"]
+            .iter()
+            .all(|kind| kinds.contains(*kind)),
+        "{kinds:?}"
+    );
+}
+
 #[test]
 fn an_empty_set_of_tenants_is_a_state() {
     let loaded = Place::new("version = 1\n").load().unwrap();
@@ -198,7 +462,7 @@ id = "twice"
             "tenants.toml:11: kms 5: leasing_allowed must be true or false",
             "tenants.toml:8: kms 5: type is none of AWS, LOCAL, GCP, AZURE, THALES",
             "tenants.toml:12: kms number 3: id is missing",
-            "tenants.toml:14: kms number 3: endpoint has no meaning for a LOCAL key",
+            "tenants.toml:14: kms number 3: endpoint has no meaning with type LOCAL",
             "tenants.toml:15: kms number 3: credentials: key must be a string, { env = \"NAME\" } or { file = \"PATH\" }",
             "tenants.toml:19: kms 5: credentials: key must be a string, { env = \"NAME\" } or { file = \"PATH\" }",
             "tenants.toml:16: kms 5 is there twice, first at tenants.toml:8",
@@ -250,8 +514,9 @@ type = "LOCAL"
 credentials = {{ key = "{LOCAL_KEY}" }}
 [[kms]]
 id = 3
-type = "GCP"
-key_path = {{ projectId = "p" }}
+type = "AZURE"
+key_path = {{ vaultBaseUrl = "https://acme.vault.azure.net", keyName = "k" }}
+credentials = {{ clientId = {{ env = "NOT_SET" }}, clientSecret = {{ env = "NOR_THIS" }}, tenantGuid = "g" }}
 [[kms]]
 id = 4
 type = "LOCAL"
@@ -276,20 +541,23 @@ assignments = [ {{ kms = 1 }}, {{ kms = 4 }} ]
             "tenants.toml:3: kms 1: credentials: accessKeyId: nowhere cannot be read: No such file or directory (os error 2); it is left out",
             "tenants.toml:3: kms 1: credentials: secretAccessKey: the environment variable NOT_SET is not set; it is left out",
             "tenants.toml:9: kms 2: credentials: key is not base64 of 32 bytes; it is left out",
-            "tenants.toml:13: kms 3: type GCP is not available in this version; it is left out",
+            "tenants.toml:13: kms 3: credentials: clientId: the environment variable NOT_SET is not set; it is left out",
+            "tenants.toml:13: kms 3: credentials: clientSecret: the environment variable NOR_THIS is not set; it is left out",
         ]
     );
 }
 
 #[test]
 fn a_file_of_which_nothing_can_be_used_is_refused() {
-    let place = Place::new("version = 1\n[[kms]]\nid = 3\ntype = \"THALES\"\n");
+    let place = Place::new(
+        "version = 1\n[[kms]]\nid = 3\ntype = \"LOCAL\"\ncredentials = { key = { env = \"NOT_SET\" } }\n",
+    );
     let problems = place.load().unwrap_err();
     assert_eq!(
         problems,
         [
             "tenants.toml: none of its KMS configs can be used",
-            "tenants.toml:2: kms 3: type THALES is not available in this version; it is left out",
+            "tenants.toml:2: kms 3: credentials: key: the environment variable NOT_SET is not set; it is left out",
         ]
     );
 }

@@ -1,6 +1,7 @@
 //! One `[[kms]]` entry: its form, and then the credentials and certificates that it names.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+mod keys;
+
 use tsp_wire::{
     KmsConfigId, Secret,
     snapshot::{KmsConfigDoc, KmsKeyDoc},
@@ -13,11 +14,60 @@ use super::{
 };
 use crate::config::Strings;
 
-/// Kinds of KMS that the format knows but this version does not serve.
-const LATER: [&str; 3] = ["GCP", "AZURE", "THALES"];
+/// Members that every kind of KMS has.
+const COMMON: [&str; 5] = ["id", "type", "leasing_allowed", "key_path", "credentials"];
 
-/// Size of a LOCAL key, in bytes.
-const LOCAL_KEY_BYTES: usize = 32;
+/// Members that every kind has that is asked over the network.
+const REMOTE: [&str; 3] = ["endpoint", "allow_insecure", "ca_file"];
+
+/// A kind of KMS: its name, the members of an entry that only it has, and who reads its key.
+struct Kind {
+    name: &'static str,
+    remote: bool,
+    own: &'static [&'static str],
+    read: for<'d> fn(&mut Form<'_>, &Table<'d>) -> Option<RawKey<'d>>,
+}
+
+const KINDS: [Kind; 5] = [
+    Kind {
+        name: "AWS",
+        remote: true,
+        own: &["stsEndpoint"],
+        read: keys::aws,
+    },
+    Kind {
+        name: "LOCAL",
+        remote: false,
+        own: &[],
+        read: keys::local,
+    },
+    Kind {
+        name: "GCP",
+        remote: true,
+        own: &["tokenKind", "tokenEndpoint"],
+        read: keys::gcp,
+    },
+    Kind {
+        name: "AZURE",
+        remote: true,
+        own: &["authority"],
+        read: keys::azure,
+    },
+    Kind {
+        name: "THALES",
+        remote: true,
+        own: &["serverName", "spkiPin"],
+        read: keys::thales,
+    },
+];
+
+impl Kind {
+    fn has(&self, member: &str) -> bool {
+        COMMON.contains(&member)
+            || self.own.contains(&member)
+            || (self.remote && REMOTE.contains(&member))
+    }
+}
 
 /// A KMS config as the file has it, its form known to be good.
 pub(super) struct RawKms<'a> {
@@ -30,35 +80,45 @@ pub(super) struct RawKms<'a> {
     ca_file: Option<&'a str>,
 }
 
-enum RawKey<'a> {
-    Local {
-        key: Credential<'a>,
-    },
-    Aws {
-        key_id: &'a str,
-        region: &'a str,
-        access_key_id: Credential<'a>,
-        secret_access_key: Credential<'a>,
-        session_token: Option<Credential<'a>>,
-    },
-    Later {
-        kind: &'static str,
-    },
+/// A key whose form is good: fetches its credentials, and is `None` if one of them cannot be had.
+type RawKey<'a> = Box<dyn FnOnce(&mut Fetch<'_>) -> Option<KmsKeyDoc> + 'a>;
+
+/// A credential, and the name of the member that it stands in.
+#[derive(Clone, Copy)]
+struct Named<'a> {
+    name: &'static str,
+    credential: Credential<'a>,
+}
+
+/// Gets credentials from where the file says they are, and keeps what went wrong.
+struct Fetch<'f> {
+    fetch: &'f mut dyn FnMut(Credential<'_>) -> Result<Zeroizing<String>, String>,
+    whys: Vec<String>,
+}
+
+impl Fetch<'_> {
+    fn secret(&mut self, named: Named<'_>) -> Option<Secret<String>> {
+        let mut text = self.raw(named)?;
+        Some(Secret::new(std::mem::take(&mut *text)))
+    }
+
+    /// What stands among the credentials but is not secret.
+    fn text(&mut self, named: Named<'_>) -> Option<String> {
+        Some(self.raw(named)?.to_string())
+    }
+
+    fn raw(&mut self, Named { name, credential }: Named<'_>) -> Option<Zeroizing<String>> {
+        (self.fetch)(credential)
+            .map_err(|why| self.whys.push(format!("credentials: {name}: {why}")))
+            .ok()
+    }
 }
 
 impl Form<'_> {
     pub(super) fn kms<'d>(&mut self, table: &Table<'d>) -> Option<RawKms<'d>> {
-        const MEMBERS: [&str; 8] = [
-            "id",
-            "type",
-            "leasing_allowed",
-            "key_path",
-            "credentials",
-            "endpoint",
-            "allow_insecure",
-            "ca_file",
-        ];
-        self.only_members(table, &MEMBERS);
+        let mut known = [COMMON.as_slice(), &REMOTE].concat();
+        known.extend(KINDS.iter().flat_map(|kind| kind.own));
+        self.only_members(table, &known);
         let id = self.required(table, "id", Self::integer);
         if id.is_some_and(|id| KmsConfigId::new(id).is_none()) {
             self.problem(
@@ -66,7 +126,7 @@ impl Form<'_> {
                 format!("{}: id is not a number from 1 to {}", table.what, i32::MAX),
             );
         }
-        let kind = self.required(table, "type", Self::string);
+        let name = self.required(table, "type", Self::string);
         let leasing_allowed = self
             .optional(table, "leasing_allowed", Self::boolean)
             .unwrap_or(false);
@@ -75,31 +135,20 @@ impl Form<'_> {
             .optional(table, "allow_insecure", Self::boolean)
             .unwrap_or(false);
         let ca_file = self.optional(table, "ca_file", Self::string);
-        let key = match kind? {
-            "AWS" => self.aws_key(table)?,
-            "LOCAL" => {
-                for member in ["endpoint", "allow_insecure", "ca_file"] {
-                    if let Some((at, _)) = table.member(member) {
-                        let why =
-                            format!("{}: {member} has no meaning for a LOCAL key", table.what);
-                        self.problem(at, why);
-                    }
-                }
-                self.local_key(table)?
-            }
-            other => match LATER.into_iter().find(|kind| *kind == other) {
-                Some(kind) => RawKey::Later { kind },
-                None => {
-                    let why = format!(
-                        "{}: type is none of AWS, LOCAL, {}",
-                        table.what,
-                        LATER.join(", ")
-                    );
-                    self.problem(table.at, why);
-                    return None;
-                }
-            },
+        let name = name?;
+        let Some(kind) = KINDS.iter().find(|kind| kind.name == name) else {
+            let names = KINDS.map(|kind| kind.name).join(", ");
+            let why = format!("{}: type is none of {names}", table.what);
+            self.problem(table.at, why);
+            return None;
         };
+        for member in known.into_iter().filter(|member| !kind.has(member)) {
+            if let Some((at, _)) = table.member(member) {
+                let why = format!("{}: {member} has no meaning with type {name}", table.what);
+                self.problem(at, why);
+            }
+        }
+        let key = (kind.read)(self, table)?;
         Some(RawKms {
             id: id?,
             at: table.at,
@@ -111,36 +160,22 @@ impl Form<'_> {
         })
     }
 
-    fn aws_key<'d>(&mut self, table: &Table<'d>) -> Option<RawKey<'d>> {
-        let path = self.required_table(table, "key_path", &["keyID", "region"]);
-        let (key_id, region) = path.map_or((None, None), |path| {
-            (
-                self.required(&path, "keyID", Self::string),
-                self.required(&path, "region", Self::string),
-            )
-        });
-        let members = ["accessKeyId", "secretAccessKey", "sessionToken"];
-        let credentials = self.required_table(table, "credentials", &members)?;
-        let access_key_id = self.required(&credentials, "accessKeyId", Self::credential);
-        let secret_access_key = self.required(&credentials, "secretAccessKey", Self::credential);
-        let session_token = self.optional(&credentials, "sessionToken", Self::credential);
-        Some(RawKey::Aws {
-            key_id: key_id?,
-            region: region?,
-            access_key_id: access_key_id?,
-            secret_access_key: secret_access_key?,
-            session_token,
-        })
+    fn required_credential<'d>(
+        &mut self,
+        table: &Table<'d>,
+        name: &'static str,
+    ) -> Option<Named<'d>> {
+        let credential = self.required(table, name, Self::credential)?;
+        Some(Named { name, credential })
     }
 
-    fn local_key<'d>(&mut self, table: &Table<'d>) -> Option<RawKey<'d>> {
-        if table.member("key_path").is_some() {
-            self.required_table(table, "key_path", &[]);
-        }
-        let credentials = self.required_table(table, "credentials", &["key"])?;
-        Some(RawKey::Local {
-            key: self.required(&credentials, "key", Self::credential)?,
-        })
+    fn optional_credential<'d>(
+        &mut self,
+        table: &Table<'d>,
+        name: &'static str,
+    ) -> Option<Named<'d>> {
+        let credential = self.optional(table, name, Self::credential)?;
+        Some(Named { name, credential })
     }
 }
 
@@ -160,7 +195,12 @@ impl RawKms<'_> {
                 .map_err(|why| whys.push(format!("ca_file: {why}")))
                 .ok()
         });
-        let key = self.key.resolve(files, &mut whys);
+        let mut fetch = Fetch {
+            fetch: &mut |credential| credential.fetch(files),
+            whys,
+        };
+        let key = (self.key)(&mut fetch);
+        let whys = fetch.whys;
         let Some(key) = key.filter(|_| whys.is_empty()) else {
             return Err(whys);
         };
@@ -175,61 +215,6 @@ impl RawKms<'_> {
     }
 }
 
-impl RawKey<'_> {
-    /// `None` if something was added to `whys`.
-    fn resolve<S: Strings>(
-        self,
-        files: &mut Files<'_, S>,
-        whys: &mut Vec<String>,
-    ) -> Option<KmsKeyDoc> {
-        let mut fetch = |credential: Credential<'_>, name: &str| {
-            credential
-                .fetch(files)
-                .map_err(|why| whys.push(format!("credentials: {name}: {why}")))
-                .ok()
-        };
-        match self {
-            Self::Local { key } => {
-                let text = fetch(key, "key")?;
-                let key = local_key(&text);
-                if key.is_none() {
-                    whys.push(format!(
-                        "credentials: key is not base64 of {LOCAL_KEY_BYTES} bytes"
-                    ));
-                }
-                Some(KmsKeyDoc::Local { key: key? })
-            }
-            Self::Aws {
-                key_id,
-                region,
-                access_key_id,
-                secret_access_key,
-                session_token,
-            } => {
-                let access_key_id = fetch(access_key_id, "accessKeyId");
-                let secret_access_key = fetch(secret_access_key, "secretAccessKey");
-                let session_token = session_token.map(|token| fetch(token, "sessionToken"));
-                Some(KmsKeyDoc::Aws {
-                    key_id: key_id.to_owned(),
-                    region: region.to_owned(),
-                    access_key_id: access_key_id?.to_string(),
-                    secret_access_key: secret(secret_access_key?),
-                    session_token: match session_token {
-                        Some(token) => Some(secret(token?)),
-                        None => None,
-                    },
-                    assume_role: None,
-                    sts_endpoint: None,
-                })
-            }
-            Self::Later { kind } => {
-                whys.push(format!("type {kind} is not available in this version"));
-                None
-            }
-        }
-    }
-}
-
 impl Credential<'_> {
     fn fetch<S: Strings>(self, files: &mut Files<'_, S>) -> Result<Zeroizing<String>, String> {
         match self {
@@ -238,17 +223,4 @@ impl Credential<'_> {
             Self::File(path) => files.credential(path),
         }
     }
-}
-
-fn secret(mut text: Zeroizing<String>) -> Secret<String> {
-    Secret::new(std::mem::take(&mut *text))
-}
-
-fn local_key(text: &str) -> Option<Secret<[u8; LOCAL_KEY_BYTES]>> {
-    // Base64 decodes in groups, so the buffer has room for a little more than a key.
-    let mut buffer = Zeroizing::new([0u8; LOCAL_KEY_BYTES + 4]);
-    let bytes = STANDARD.decode_slice(text, buffer.as_mut_slice()).ok()?;
-    let key: Zeroizing<[u8; LOCAL_KEY_BYTES]> =
-        Zeroizing::new(buffer.get(..bytes)?.try_into().ok()?);
-    Some(Secret::new(*key))
 }
