@@ -218,6 +218,8 @@ fn a_key_is_found_in_every_spelling_of_its_pem() {
             .filter(|line| !line.starts_with('#'))
             .collect::<Vec<_>>()
             .join("\n"),
+        // The whole of Google's file, and the member in it.
+        include_str!("../../../tests/data/gcp-TEST-ONLY-service-account.json").to_owned(),
         json(include_str!(
             "../../../tests/data/gcp-TEST-ONLY-service-account.json"
         ))["private_key"]
