@@ -300,17 +300,21 @@ fn options_name_themselves_in_problems() {
     );
 }
 
-/// Rows `| NAME | default | …` of the tables of variables in a Markdown page.
+/// Names and defaults in the tables of a Markdown page whose head begins `| variable |`.
 fn table_of_variables(page: &str) -> BTreeMap<String, String> {
-    page.lines()
-        .filter_map(|line| {
-            let mut cells = line.strip_prefix("| `")?.split(" | ");
-            let name = cells.next()?.strip_suffix('`')?;
-            let upper = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
-            name.chars().all(upper).then_some(())?;
-            Some((name.to_owned(), cells.next()?.replace('`', "")))
-        })
-        .collect()
+    let mut rows = BTreeMap::new();
+    let mut lines = page.lines();
+    while lines.by_ref().any(|line| line.starts_with("| variable |")) {
+        for line in lines.by_ref().take_while(|line| line.starts_with('|')) {
+            let mut cells = line
+                .trim_matches('|')
+                .split('|')
+                .map(|cell| cell.trim().replace('`', ""));
+            rows.extend(cells.next().zip(cells.next()));
+        }
+    }
+    rows.remove("---");
+    rows
 }
 
 #[test]
