@@ -248,8 +248,9 @@ impl HttpAnswer<'_> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// The time at the server.
-    pub(crate) fn server_time(&self) -> Option<SystemTime> {
+    /// The time at the server, if its `Date` header says so (RFC 9110, section 6.6.1).
+    #[must_use]
+    pub fn server_time(&self) -> Option<SystemTime> {
         httpdate::parse_http_date(self.header("date")?).ok()
     }
 

@@ -15,6 +15,7 @@ mod events;
 mod limits;
 mod metrics;
 mod places;
+mod probe;
 mod shard;
 mod snapshot;
 mod tokens;
@@ -37,6 +38,7 @@ pub use self::{
     events::EventsConfig,
     limits::Limits,
     metrics::MetricsHub,
+    probe::{Open, Probe, ProbeError, ProbeFailure, Probed, Stage, Timing},
     shard::{ApiKeys, Shard, ShardControl, ShardParts},
     snapshot::{Rejected, Snapshot},
 };

@@ -292,13 +292,7 @@ impl<R: Rt> Upstream<R> {
         }
         let pool = Rc::new(Pool {
             rt: self.rt.clone(),
-            tls: match (endpoint.tls, &endpoint.roots) {
-                (false, _) => None,
-                (true, Roots::Public) => Some(ClientTls::public()),
-                (true, Roots::Pem(pem)) => {
-                    Some(ClientTls::with_roots_pem(pem).map_err(|_| CallError::Roots)?)
-                }
-            },
+            tls: client_tls(endpoint)?,
             endpoint: endpoint.clone(),
             metrics: Arc::clone(&self.metrics),
             idle: RefCell::default(),
@@ -327,16 +321,56 @@ impl<R: Rt> Upstream<R> {
     }
 }
 
+/// Whom to trust at `endpoint`; `None` where there is no TLS.
+pub(crate) fn client_tls(endpoint: &Endpoint) -> Result<Option<ClientTls>, CallError> {
+    Ok(match (endpoint.tls, &endpoint.roots) {
+        (false, _) => None,
+        (true, Roots::Public) => Some(ClientTls::public()),
+        (true, Roots::Pem(pem)) => {
+            Some(ClientTls::with_roots_pem(pem).map_err(|_| CallError::Roots)?)
+        }
+    })
+}
+
+/// Does the handshake that `endpoint` asks for.
+pub(crate) async fn secure<S: tsp_rt::Stream>(
+    stream: S,
+    tls: Option<&ClientTls>,
+    endpoint: &Endpoint,
+) -> Result<MaybeTls<S>, NetError> {
+    Ok(match tls {
+        None => MaybeTls::Plain(stream),
+        Some(tls) => tls::connect(stream, tls, endpoint.tls_name()).await?.into(),
+    })
+}
+
+/// Speaks HTTP on `stream`, in a task of its own.
+pub(crate) async fn speak_http<R: Rt>(
+    rt: &R,
+    stream: MaybeTls<R::Stream>,
+) -> Result<SendRequest<Full<Bytes>>, CallError> {
+    let handshake = http1::Builder::new()
+        .max_buf_size(ANSWER_HEAD_BYTES_MAX)
+        .handshake(TokioIo::new(stream))
+        .await;
+    let (sender, connection) = handshake.map_err(CallError::Http)?;
+    rt.spawn(async move {
+        // What breaks a connection is told to the call that was on it.
+        drop(connection.await);
+    });
+    Ok(sender)
+}
+
 /// What a KMS answered. The body may hold a key and is wiped.
-struct Answer {
-    status: u16,
-    headers: HeaderMap,
-    body: Zeroizing<Vec<u8>>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Zeroizing<Vec<u8>>,
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
-enum CallError {
+pub(crate) enum CallError {
     /// Us: too many operations wait for a connection to this endpoint.
     TooManyWaiters,
     /// The tenant's KMS or the network: out of time, while doing what is named.
@@ -521,15 +555,7 @@ impl<R: Rt> Pool<R> {
         let stream = connected??;
         let staleness = stream.staleness();
         self.metrics.kms_connected();
-        let handshake = http1::Builder::new()
-            .max_buf_size(ANSWER_HEAD_BYTES_MAX)
-            .handshake(TokioIo::new(stream))
-            .await;
-        let (sender, connection) = handshake.map_err(CallError::Http)?;
-        self.rt.spawn(async move {
-            // What breaks a connection is told to the call that was on it.
-            drop(connection.await);
-        });
+        let sender = speak_http(&self.rt, stream).await?;
         Ok(Line { sender, staleness })
     }
 
@@ -551,10 +577,7 @@ impl<R: Rt> Pool<R> {
             };
             match self.rt.connect(*address, share).await {
                 Ok(stream) => {
-                    return Ok(match &self.tls {
-                        None => MaybeTls::Plain(stream),
-                        Some(tls) => tls::connect(stream, tls, &self.endpoint.host).await?.into(),
-                    });
+                    return Ok(secure(stream, self.tls.as_ref(), &self.endpoint).await?);
                 }
                 Err(why) => failed = why,
             }
@@ -615,14 +638,14 @@ struct Unanswered {
 }
 
 /// A request that can be sent twice. Its body may hold a key: it is wiped when the last copy goes.
-struct Parts {
+pub(crate) struct Parts {
     path: hyper::Uri,
     headers: HeaderMap,
     body: Bytes,
 }
 
 impl Parts {
-    fn new(request: HttpRequest) -> Result<Self, CallError> {
+    pub(crate) fn new(request: HttpRequest) -> Result<Self, CallError> {
         let path = request.path.parse().map_err(|_| CallError::Broken)?;
         Ok(Self {
             path,
@@ -631,7 +654,7 @@ impl Parts {
         })
     }
 
-    fn to_hyper(&self) -> Request<Full<Bytes>> {
+    pub(crate) fn to_hyper(&self) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.path.clone();
@@ -640,7 +663,10 @@ impl Parts {
     }
 }
 
-async fn read_body(mut body: Incoming, bytes_max: usize) -> Result<Zeroizing<Vec<u8>>, CallError> {
+pub(crate) async fn read_body(
+    mut body: Incoming,
+    bytes_max: usize,
+) -> Result<Zeroizing<Vec<u8>>, CallError> {
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > bytes_max {
         return Err(CallError::AnswerTooLong);

@@ -1,0 +1,272 @@
+//! One call to a KMS by itself, stage by stage and each stage timed: what a diagnosis is made from.
+//!
+//! An endpoint is trusted, spoken to and bounded exactly as a shard's own calls are. There is no pool, no breaker and no
+//! second try here: a diagnosis wants to see what there is.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use hyper::HeaderMap;
+use tsp_kms::{Endpoint, HttpAnswer, HttpRequest};
+use tsp_rt::{NetError, Rt, tls::MaybeTls};
+use zeroize::Zeroizing;
+
+use crate::{
+    limits::Limits,
+    upstream::{CallError, Parts, client_tls, read_body, secure, speak_http},
+};
+
+/// Longest time for one stage: twice what a shard allows a whole call, so that what is slow is told from what is gone.
+const STAGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The stages of a call, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Finding the addresses of a name.
+    Resolve,
+    /// Opening a TCP connection.
+    Connect,
+    /// The TLS handshake; there is none at an endpoint without TLS.
+    Tls,
+    /// From the request to the whole answer.
+    Answer,
+}
+
+/// How long a stage took.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Which stage.
+    pub stage: Stage,
+    /// Its time.
+    pub took: Duration,
+}
+
+/// A stage that failed. Those before it were good.
+#[derive(Clone, Debug)]
+pub struct ProbeFailure {
+    /// Which stage.
+    pub stage: Stage,
+    /// How it failed.
+    pub why: ProbeError,
+}
+
+/// How a stage can fail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeError {
+    /// The network, or TLS; also a stage that took too long.
+    Net(NetError),
+    /// The far end does not speak HTTP.
+    NotHttp,
+    /// The far end closed the connection before its answer was complete.
+    CutOff,
+    /// The answer is longer than any real one.
+    TooLong,
+    /// The configured certificates are none.
+    Roots,
+}
+
+impl fmt::Display for ProbeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Net(why) => write!(f, "{why}"),
+            Self::NotHttp => f.write_str("the answer is not HTTP"),
+            Self::CutOff => f.write_str("the connection was closed before the answer was complete"),
+            Self::TooLong => f.write_str("the answer is too long"),
+            Self::Roots => f.write_str("the configured certificates cannot be read"),
+        }
+    }
+}
+
+impl std::error::Error for ProbeError {}
+
+impl From<CallError> for ProbeError {
+    fn from(why: CallError) -> Self {
+        match why {
+            CallError::Connect(why) => Self::Net(why),
+            CallError::Late(_) => Self::Net(NetError::Timeout),
+            CallError::Http(why) if why.is_parse() => Self::NotHttp,
+            CallError::Http(_) => Self::CutOff,
+            CallError::AnswerTooLong => Self::TooLong,
+            CallError::Roots => Self::Roots,
+            // These come of pools and breakers, which a probe has none of.
+            CallError::TooManyWaiters | CallError::Down | CallError::Broken => {
+                Self::Net(NetError::Exhausted)
+            }
+        }
+    }
+}
+
+/// Makes single calls on one core.
+#[derive(Debug)]
+pub struct Probe<R> {
+    rt: R,
+    answer_bytes_max: usize,
+}
+
+/// A connection that is ready for one call.
+#[derive(Debug)]
+pub struct Open<R: Rt> {
+    rt: R,
+    stream: MaybeTls<R::Stream>,
+    answer_bytes_max: usize,
+    /// How long it took to get here.
+    pub timings: Vec<Timing>,
+}
+
+/// What came back. The body may hold a key, and is wiped.
+pub struct Probed {
+    status: u16,
+    headers: HeaderMap,
+    body: Zeroizing<Vec<u8>>,
+    /// From the request to the whole answer.
+    pub took: Duration,
+}
+
+impl Probed {
+    /// The answer as [`RemoteKms`](tsp_kms::RemoteKms) reads it.
+    #[must_use]
+    pub fn answer(&self) -> HttpAnswer<'_> {
+        HttpAnswer {
+            status: self.status,
+            headers: &self.headers,
+            body: &self.body,
+        }
+    }
+}
+
+impl fmt::Debug for Probed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Probed")
+            .field("status", &self.status)
+            .field("took", &self.took)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<R: Rt> Probe<R> {
+    /// A probe on `rt`'s core.
+    pub fn new(rt: R) -> Self {
+        let answer_bytes_max = Limits::default().kms_answer_bytes_max;
+        Self {
+            rt,
+            answer_bytes_max,
+        }
+    }
+
+    /// Connects to `endpoint`, with TLS if it asks for that.
+    ///
+    /// # Errors
+    /// The stage that failed, and the timings of those before it.
+    pub async fn open(&self, endpoint: &Endpoint) -> Result<Open<R>, (Vec<Timing>, ProbeFailure)> {
+        let mut timings = Vec::with_capacity(4);
+        match self.open_timed(endpoint, &mut timings).await {
+            Ok(stream) => Ok(Open {
+                rt: self.rt.clone(),
+                stream,
+                answer_bytes_max: self.answer_bytes_max,
+                timings,
+            }),
+            Err(failure) => Err((timings, failure)),
+        }
+    }
+
+    async fn open_timed(
+        &self,
+        endpoint: &Endpoint,
+        timings: &mut Vec<Timing>,
+    ) -> Result<MaybeTls<R::Stream>, ProbeFailure> {
+        let failed = |stage| {
+            move |why: NetError| ProbeFailure {
+                stage,
+                why: ProbeError::Net(why),
+            }
+        };
+        let tls = client_tls(endpoint).map_err(|why| ProbeFailure {
+            stage: Stage::Tls,
+            why: why.into(),
+        })?;
+        let mut time = |stage, since: Instant| {
+            let took = self.rt.now().saturating_duration_since(since);
+            timings.push(Timing { stage, took });
+        };
+
+        let began = self.rt.now();
+        let resolved = self.rt.resolve(&endpoint.host, endpoint.port);
+        let addresses = self
+            .in_time(resolved)
+            .await
+            .map_err(failed(Stage::Resolve))?;
+        time(Stage::Resolve, began);
+
+        let began = self.rt.now();
+        let stream = self
+            .connect_to_any(&addresses)
+            .await
+            .map_err(failed(Stage::Connect))?;
+        time(Stage::Connect, began);
+
+        let began = self.rt.now();
+        let secured = secure(stream, tls.as_ref(), endpoint);
+        let stream = self.in_time(secured).await.map_err(failed(Stage::Tls))?;
+        if tls.is_some() {
+            time(Stage::Tls, began);
+        }
+        Ok(stream)
+    }
+
+    async fn connect_to_any(&self, addresses: &[SocketAddr]) -> Result<R::Stream, NetError> {
+        let mut failed = NetError::Unresolved;
+        for address in addresses {
+            match self.rt.connect(*address, STAGE_TIMEOUT).await {
+                Ok(stream) => return Ok(stream),
+                Err(why) => failed = why,
+            }
+        }
+        Err(failed)
+    }
+
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, NetError>>,
+    ) -> Result<T, NetError> {
+        tsp_rt::timeout(&self.rt, STAGE_TIMEOUT, work).await?
+    }
+}
+
+impl<R: Rt> Open<R> {
+    /// Sends `request` and reads the answer.
+    ///
+    /// # Errors
+    /// [`Stage::Answer`], with what went wrong.
+    pub async fn exchange(self, request: HttpRequest) -> Result<Probed, ProbeFailure> {
+        let rt = self.rt.clone();
+        let exchanged = tsp_rt::timeout(&rt, STAGE_TIMEOUT, self.exchange_untimed(request)).await;
+        exchanged
+            .unwrap_or_else(|late| Err(CallError::Connect(late)))
+            .map_err(|why| ProbeFailure {
+                stage: Stage::Answer,
+                why: why.into(),
+            })
+    }
+
+    async fn exchange_untimed(self, request: HttpRequest) -> Result<Probed, CallError> {
+        let request = Parts::new(request)?;
+        let mut sender = speak_http(&self.rt, self.stream).await?;
+        let began = self.rt.now();
+        let response = sender
+            .send_request(request.to_hyper())
+            .await
+            .map_err(CallError::Http)?;
+        let (head, body) = response.into_parts();
+        let body = read_body(body, self.answer_bytes_max).await?;
+        Ok(Probed {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body,
+            took: self.rt.now().saturating_duration_since(began),
+        })
+    }
+}
