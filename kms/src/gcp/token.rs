@@ -102,7 +102,7 @@ impl Account {
         }
         let by_endpoint = match self.kind {
             GcpTokenKind::Endpoint => true,
-            GcpTokenKind::SelfSigned => session.own_tokens_refused,
+            GcpTokenKind::SelfSigned => self.way_back && session.own_tokens_refused,
         };
         let account = Arc::clone(self);
         TokenStep::Sign(Box::new(move || {
