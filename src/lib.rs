@@ -16,6 +16,7 @@ pub mod admin;
 pub mod config;
 mod control;
 pub mod cores;
+mod doctor;
 pub mod events;
 mod greeting;
 pub mod logs;
@@ -46,6 +47,8 @@ use crate::{
     source::{dev, look},
 };
 
+pub use self::doctor::{DoctorOptions, Doctored, doctor};
+
 /// Scrapes on the API's port that wait for their text. A scraper asks every few seconds.
 const SCRAPES_WAITING_MAX: usize = 16;
 
@@ -58,6 +61,13 @@ pub enum RunError {
     Listen(String),
     /// Something inside failed.
     Internal(String),
+    /// The doctor found KMS configs that do not work.
+    Unhealthy {
+        /// How many.
+        unhealthy: usize,
+        /// Of how many that were examined.
+        of: usize,
+    },
 }
 
 impl RunError {
@@ -66,6 +76,7 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Configuration(_) => 64,
+            Self::Unhealthy { .. } => 69,
             Self::Internal(_) => 70,
             Self::Listen(_) => 71,
         }
@@ -83,6 +94,9 @@ impl fmt::Display for RunError {
                 Ok(())
             }
             Self::Listen(why) | Self::Internal(why) => write!(f, "tsp: {why}"),
+            Self::Unhealthy { unhealthy, of } => {
+                write!(f, "tsp: {unhealthy} of {of} KMS configs do not work")
+            }
         }
     }
 }
@@ -450,9 +464,13 @@ mod tests {
         assert_eq!(wrong.to_string(), "tsp: A: is wrong\ntsp: B: is missing");
         let codes = [
             wrong,
+            RunError::Unhealthy {
+                unhealthy: 1,
+                of: 2,
+            },
             RunError::Internal(String::new()),
             RunError::Listen(String::new()),
         ];
-        assert_eq!(codes.map(|error| error.exit_code()), [64, 70, 71]);
+        assert_eq!(codes.map(|error| error.exit_code()), [64, 69, 70, 71]);
     }
 }

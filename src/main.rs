@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
-use tsp::{Checked, DevOptions, RunError};
+use tsp::{Checked, DevOptions, DoctorOptions, Doctored, RunError};
 
 /// Tenant Security Proxy: wraps and unwraps document keys with each tenant's own KMS.
 #[derive(Debug, Parser)]
@@ -25,14 +25,29 @@ All settings are environment variables; docs/operations.md lists them.
 First try:  tsp dev
 
 Signals:    SIGTERM, SIGINT drain (a second one exits at once); SIGHUP reads the configuration again
-Exit codes: 0 drained, 64 bad configuration, 70 internal failure, 71 an address cannot be listened on";
+Exit codes: 0 drained, 64 bad configuration, 69 a KMS config does not work (doctor), 70 internal failure,
+            71 an address cannot be listened on";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Checks variables and configuration file, tells every problem, and serves nothing
     Check,
+    /// Tries every KMS config with a throw-away value, and tells what is wrong, whose it is and what to do
+    Doctor(Doctor),
     /// Serves made-up tenants on loopback, with nothing to configure
     Dev(Dev),
+}
+
+#[derive(Args, Debug)]
+struct Doctor {
+    /// Only the KMS configs of this tenant [default: all]
+    tenant: Option<String>,
+    /// The configuration file [default: that of TSP_CONFIG_FILE]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Reports in JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -80,6 +95,19 @@ fn main() -> ExitCode {
             } else {
                 Err(RunError::Configuration(problems))
             }
+        }
+        Some(Command::Doctor(Doctor {
+            tenant,
+            config,
+            json,
+        })) => {
+            let Doctored { report, verdict } = tsp::doctor(&DoctorOptions {
+                config,
+                tenant,
+                json,
+            });
+            let _ = write!(io::stdout(), "{report}");
+            verdict
         }
         Some(Command::Dev(Dev {
             api_key,

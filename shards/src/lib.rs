@@ -40,7 +40,7 @@ pub use self::{
     metrics::MetricsHub,
     probe::{Open, Probe, ProbeError, ProbeFailure, Probed, Stage, Timing},
     shard::{ApiKeys, Shard, ShardControl, ShardParts},
-    snapshot::{Rejected, Snapshot},
+    snapshot::{Rejected, Snapshot, validate_kms},
 };
 
 /// What a set of shards is made of.

@@ -124,7 +124,11 @@ impl Snapshot {
     }
 }
 
-fn validate_kms(config: &KmsConfigDoc) -> Result<Kms, String> {
+/// Makes a KMS config ready for use.
+///
+/// # Errors
+/// What cannot be right in it, in words for the operator; no secret is in them.
+pub fn validate_kms(config: &KmsConfigDoc) -> Result<Kms, String> {
     if let Some(pem) = &config.ca_pem {
         ClientTls::with_roots_pem(pem).map_err(|why| format!("ca_file: {why}"))?;
     }

@@ -15,6 +15,7 @@
 
 mod aws;
 mod dev;
+mod doctor;
 mod events;
 mod hostile;
 mod http;

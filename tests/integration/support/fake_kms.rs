@@ -77,6 +77,21 @@ impl FakeKms {
         }
     }
 
+    /// As [`FakeKms::obliging`], with `date` in the header of that name.
+    pub(crate) fn dated(date: &'static str) -> Self {
+        let address = serve(move |operation, body| {
+            let mut answer = response(200, &success(operation, &body));
+            let after_status = answer.iter().position(|byte| *byte == b'\n')? + 1;
+            let header = format!("Date: {date}\r\n").into_bytes();
+            answer.splice(after_status..after_status, header);
+            Some(answer)
+        });
+        Self {
+            address,
+            calls: channel().1,
+        }
+    }
+
     /// Takes every call and never answers.
     pub(crate) fn silent() -> Self {
         let address = serve(|_, _| {

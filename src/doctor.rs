@@ -1,0 +1,161 @@
+//! `tsp doctor`: a dry run of every KMS config, from the name to the unwrapped value.
+//!
+//! It wraps and unwraps a random value that it has just made, so no key that protects data is touched. It speaks to the
+//! KMSs as a shard would, by the same code, but from this process: run it where the proxy runs, or the network it finds
+//! is another one.
+
+mod diagnosis;
+mod examination;
+mod report;
+
+use std::{collections::BTreeSet, path::PathBuf, time::SystemTime};
+
+use futures_util::StreamExt as _;
+use tsp_kms::Kms;
+
+use self::examination::{Chart, Patient};
+use crate::{
+    RunError,
+    config::{Environment, Problem, Strings as _},
+    source::{Ask, Loaded, Polled, file::FileSource},
+};
+
+/// KMS configs that are examined at one time. Few, so that their times say something about the KMSs.
+const AT_ONE_TIME: usize = 8;
+
+/// Options of `tsp doctor`.
+#[derive(Debug, Default)]
+pub struct DoctorOptions {
+    /// The configuration file; else the one that `TSP_CONFIG_FILE` names.
+    pub config: Option<PathBuf>,
+    /// The tenant whose KMS configs are examined; else all are.
+    pub tenant: Option<String>,
+    /// Report in JSON.
+    pub json: bool,
+}
+
+/// What the doctor found.
+#[derive(Debug)]
+pub struct Doctored {
+    /// The report, for standard output.
+    pub report: String,
+    /// Whether all is well.
+    pub verdict: Result<(), RunError>,
+}
+
+/// Examines the KMS configs of a configuration file.
+#[must_use]
+pub fn doctor(options: &DoctorOptions) -> Doctored {
+    let (patients, problems) = patients(options);
+    let charts = tsp_rt::run_here(|rt| async move {
+        futures_util::stream::iter(&patients)
+            .map(|patient| examination::examine(rt.clone(), patient))
+            .buffered(AT_ONE_TIME)
+            .collect::<Vec<Chart>>()
+            .await
+    });
+    let charts = match charts {
+        Ok(charts) => charts,
+        Err(why) => {
+            return Doctored {
+                report: String::new(),
+                verdict: Err(RunError::Internal(format!("no event loop: {why}"))),
+            };
+        }
+    };
+    let report = if options.json {
+        format!("{:#}\n", report::json(&charts, &problems))
+    } else if charts.is_empty() {
+        String::new()
+    } else {
+        report::table(&charts)
+    };
+    let unhealthy = charts.iter().filter(|chart| !chart.is_healthy()).count();
+    let verdict = if !problems.is_empty() {
+        Err(RunError::Configuration(problems))
+    } else if unhealthy > 0 {
+        Err(RunError::Unhealthy {
+            unhealthy,
+            of: charts.len(),
+        })
+    } else {
+        Ok(())
+    };
+    Doctored { report, verdict }
+}
+
+/// The KMS configs that can be examined, and what is wrong with the rest.
+fn patients(options: &DoctorOptions) -> (Vec<Patient>, Vec<Problem>) {
+    let variable = || {
+        let named = Environment.get("TSP_CONFIG_FILE").ok().flatten();
+        named
+            .map(|name| PathBuf::from(name.trim()))
+            .filter(|path| !path.as_os_str().is_empty())
+    };
+    let Some(path) = options.config.clone().or_else(variable) else {
+        let why = "not set; --config FILE does as well";
+        return (Vec::new(), vec![Problem::new("TSP_CONFIG_FILE", why)]);
+    };
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no core runs yet that could be asked"
+    )]
+    let now = SystemTime::now();
+    match FileSource::new(path, Environment).poll(Ask::Always, now) {
+        Polled::New(loaded) => chosen(*loaded, options.tenant.as_deref()),
+        Polled::Failed(problems) => (Vec::new(), problems),
+        // A source that was never asked before has something to say.
+        Polled::Same | Polled::StillFailed => (Vec::new(), Vec::new()),
+    }
+}
+
+/// The KMS configs of `tenant`, or all of them.
+fn chosen(loaded: Loaded, tenant: Option<&str>) -> (Vec<Patient>, Vec<Problem>) {
+    let Loaded {
+        kms,
+        tenants,
+        left_out: mut problems,
+    } = loaded;
+    let users = |id: i64| {
+        let users = tenants.iter().filter(|tenant| {
+            let mut assignments = tenant.assignments.iter();
+            assignments.any(|assignment| assignment.kms == id && assignment.active)
+        });
+        users.map(|tenant| tenant.id.clone()).collect::<Vec<_>>()
+    };
+    if let Some(name) = tenant {
+        if !tenants.iter().any(|tenant| tenant.id == name) {
+            let why = "there is no such tenant in the configuration file";
+            problems.push(Problem::new(format!("tenant {name:?}"), why));
+            return (Vec::new(), problems);
+        }
+        let assigned: BTreeSet<_> = kms
+            .iter()
+            .map(|config| config.id)
+            .filter(|id| users(*id).iter().any(|user| user == name))
+            .collect();
+        if assigned.is_empty() {
+            let why = "no KMS config that can be used is active for it";
+            problems.push(Problem::new(format!("tenant {name:?}"), why));
+        }
+    }
+    let mut patients = Vec::with_capacity(kms.len());
+    for config in kms {
+        let tenants = users(config.id);
+        if tenant.is_some_and(|name| !tenants.iter().any(|user| user == name)) {
+            continue;
+        }
+        match tsp_shards::validate_kms(&config) {
+            Ok(kms) => patients.push(Patient {
+                id: config.id,
+                tenants,
+                kms,
+            }),
+            Err(why) => problems.push(Problem::new(format!("kms {}", config.id), why)),
+        }
+    }
+    (patients, problems)
+}
+
+#[cfg(test)]
+mod tests;
