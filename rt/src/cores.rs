@@ -125,7 +125,11 @@ pub fn spawn_core_watched(
             on_end(&end);
             end
         })?;
-    match has_started.recv() {
+    let word = match backend {
+        Backend::Uring => uring::wait_for_start(&has_started, &thread),
+        Backend::Epoll => has_started.recv(),
+    };
+    match word {
         Ok(Ok(())) => Ok(CoreThread { thread }),
         Ok(Err(error)) => {
             drop(thread.join());

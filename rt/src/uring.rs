@@ -9,7 +9,10 @@
 //!   readiness poll.
 //! - A pending poll keeps a closed socket open until the next turn of the reactor. We `shutdown` before we close.
 //! - Its `connect` resolves names on the core. It is given addresses only.
-//! - Foreign wakes and timers wait for the preempt timer while the run queue is never empty; that is 1 ms here, not 100.
+//! - Foreign wakes and timers wait for the preempt timer while the run queue is never empty; that is 10 ms here, not 100.
+//! - It goes to sleep with tasks ready to run if the preempt timer ends before the first of them has run, as happens when
+//!   the machine is busy and the thread loses its CPU right there. A timer of ours ends that sleep; before there is one,
+//!   [`wait_for_start`] does.
 //! - It pins threads by reading `/sys`, which containers may hide. The thread is pinned before it gets here.
 
 pub(crate) mod ring;
@@ -20,6 +23,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::thread::JoinHandleExt as _;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -44,8 +48,16 @@ const IO_MEMORY_BYTES: usize = 64 << 10;
 /// Entries per ring. Depths from 128 to 4096 were measured to make no difference.
 const RING_DEPTH: usize = 256;
 
-/// How long tasks may run before the reactor looks at timers and foreign wakes again. Costs nothing measurable.
-const PREEMPT_TIMER: Duration = Duration::from_millis(1);
+/// How long tasks may run before the reactor looks at timers and foreign wakes again. Shorter ones make it more likely
+/// that the executor sleeps on ready tasks.
+const PREEMPT_TIMER: Duration = Duration::from_millis(10);
+
+/// Longest sleep of an executor: what a ready task can lose when the executor sleeps on it. Costs an idle core about
+/// two milliseconds of CPU a second.
+const TICK: Duration = Duration::from_millis(10);
+
+/// How long a core may take to begin before its sleep is interrupted, again and again. Most take below a millisecond.
+const START_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Longest sleep; more than that overflows glommio's arithmetic, and nobody will wait that long.
 const SLEEP_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -81,7 +93,8 @@ fn executor() -> io::Result<LocalExecutor> {
 
 /// Makes the executor, then runs `main` to its end; all other tasks are dropped then.
 ///
-/// `main` must not panic. `started` is called once the executor stands.
+/// `main` must not panic. `started` is called when the executor has begun to run; until then, [`wait_for_start`] is needed
+/// on another thread.
 pub(crate) fn run<T: 'static, F: Future<Output = T>>(
     started: impl FnOnce(),
     main: impl FnOnce(Uring) -> F,
@@ -93,16 +106,65 @@ pub(crate) fn run<T: 'static, F: Future<Output = T>>(
         tasks: RefCell::default(),
     });
     let executor = executor()?;
-    started();
     let rt = Uring {
         core: Rc::clone(&core),
     };
     let value = executor.run(async move {
-        let value = main(rt).await;
+        started();
+        let value = ticking(main(rt)).await;
         core.cancel_tasks().await;
         value
     });
     Ok(value)
+}
+
+/// Runs `main`, with a timer always armed, so that the executor never sleeps for longer than [`TICK`].
+async fn ticking<T>(main: impl Future<Output = T>) -> T {
+    let mut main = std::pin::pin!(main);
+    let mut tick = glommio::timer::Timer::new(TICK);
+    poll_fn(|cx| {
+        while Pin::new(&mut tick).poll(cx).is_ready() {
+            tick = glommio::timer::Timer::new(TICK);
+        }
+        main.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// Waits for the word that a core has begun, on the thread that started it, and interrupts the executor's sleep if it
+/// does not come soon: an executor that has lost its CPU at the wrong moment sleeps before it has run anything, with no
+/// timer to end it.
+pub(crate) fn wait_for_start<W, T>(
+    word: &crossbeam_channel::Receiver<W>,
+    thread: &std::thread::JoinHandle<T>,
+) -> Result<W, crossbeam_channel::RecvError> {
+    loop {
+        match word.recv_timeout(START_LOOK_INTERVAL) {
+            Ok(word) => return Ok(word),
+            Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
+                return Err(crossbeam_channel::RecvError);
+            }
+            Err(crossbeam_channel::RecvTimeoutError::Timeout) => interrupt(thread),
+        }
+    }
+}
+
+/// Makes the system call that `thread` waits in return with EINTR. The signal is SIGURG: nobody else uses it here, and its
+/// default is to be ignored, so one that comes late does no harm.
+fn interrupt<T>(thread: &std::thread::JoinHandle<T>) {
+    extern "C" fn nothing(_: libc::c_int) {}
+    #[expect(
+        unsafe_code,
+        reason = "signals have no safe wrapper in our dependencies"
+    )]
+    // SAFETY: an all-zero sigaction is valid, with no flags and an empty mask; the handler does nothing, so it is safe in
+    // any state of the interrupted thread. The thread has not been joined, so its pthread_t is valid.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        libc::sigaction(libc::SIGURG, &raw const action, std::ptr::null_mut());
+        libc::pthread_kill(thread.as_pthread_t(), libc::SIGURG);
+    }
 }
 
 /// The tasks of a core that have not ended.
@@ -454,10 +516,16 @@ impl AsyncWrite for UringStream {
 
 /// Makes a whole executor and takes it down, on a thread of its own: the last question of the probe.
 pub(crate) fn trial() -> Result<(), String> {
+    let (started, has_started) = crossbeam_channel::bounded(1);
     let trial = std::thread::Builder::new()
         .name("uring-trial".to_owned())
-        .spawn(|| run(|| {}, |_| async {}).map_err(|error| error.to_string()))
+        .spawn(move || {
+            let started = || started.send(()).unwrap_or_default();
+            run(started, |_| async {}).map_err(|error| error.to_string())
+        })
         .map_err(|error| error.to_string())?;
+    // Without the word, the thread has ended with an error, which it tells below.
+    wait_for_start(&has_started, &trial).unwrap_or_default();
     match trial.join() {
         Ok(result) => result,
         Err(payload) => Err(crate::guard::panic_text(payload.as_ref())),
@@ -468,6 +536,41 @@ pub(crate) fn trial() -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::{IoChoice, bind_reuseport, choose};
+
+    /// A core that sleeps on its ready tasks never ends here: nothing else would wake it.
+    #[test]
+    fn cores_begin_and_go_on_although_the_machine_is_busy() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        struct Main;
+        impl crate::CoreMain for Main {
+            async fn run<R: Rt>(self, rt: R) {
+                for _ in 0..20 {
+                    let (done, is_done) = tokio::sync::oneshot::channel();
+                    rt.spawn(async move { done.send(()).unwrap() });
+                    is_done.await.unwrap();
+                }
+            }
+        }
+        if let Err(error) = choose(IoChoice::Uring) {
+            eprintln!("skipped: {error}");
+            return;
+        }
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            for _ in 0..40 {
+                let core = crate::spawn_core(crate::Backend::Uring, "busy", None, Main).unwrap();
+                assert_eq!(core.join(), crate::CoreEnd::Ended);
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
 
     #[test]
     fn both_ends_have_nodelay() {

@@ -334,14 +334,16 @@ impl<R: Rt> Tokens<R> {
                 Err(why) => why,
             };
             match why.retry() {
-                // What renews without the credential's own secret was refused: now with the secret.
-                Retry::AfterNewToken if last.take().is_some() => {}
+                // One way to a token was refused; the provider knows the next, and says `No` when there is none left.
+                Retry::AfterNewToken => {
+                    last = None;
+                    refused = Some(why);
+                }
                 Retry::AfterClockRepair { .. } if session.repair(&why) => {}
                 Retry::Transient if !tried_again => tried_again = true,
                 Retry::No
                 | Retry::Transient
                 | Retry::Throttled { .. }
-                | Retry::AfterNewToken
                 | Retry::AfterClockRepair { .. } => return Err(why),
             }
         }
