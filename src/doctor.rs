@@ -11,7 +11,6 @@ mod report;
 use std::{collections::BTreeSet, path::PathBuf, time::SystemTime};
 
 use futures_util::StreamExt as _;
-use tsp_kms::Kms;
 
 use self::examination::{Chart, Patient};
 use crate::{

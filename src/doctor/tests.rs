@@ -5,7 +5,7 @@ use std::{
 
 use hyper::HeaderMap;
 use serde_json::json;
-use tsp_kms::{HttpAnswer, KmsError, KmsKind, KmsOperation, Retry};
+use tsp_kms::{HttpAnswer, Kms, KmsError, KmsKind, KmsOperation, Retry};
 use tsp_rt::NetError;
 use tsp_shards::{ProbeError, ProbeFailure, Stage};
 use tsp_wire::{

@@ -139,13 +139,9 @@ fn a_disabled_key_is_found() {
     let fake = FakeKms::asking();
     let kms = AwsKms::unchecked(41, &fake.url());
     thread::scope(|scope| {
-        scope.spawn(|| {
-            fake.next_call().answer(
-                400,
-                &json!({ "__type": "DisabledException", "message": "off" }),
-            );
-        });
-        assert_finds(&kms, "key", "key_disabled");
+        scope.spawn(|| assert_finds(&kms, "key", "key_disabled"));
+        let disabled = json!({ "__type": "DisabledException", "message": "off" });
+        fake.next_call().answer(400, &disabled);
     });
 }
 
