@@ -92,6 +92,8 @@ pub struct Comparison {
     pub requests: u64,
     /// Requests before those, not counted.
     pub warm_up: u64,
+    /// Requests per second of an open loop; `None` is a closed one, which keeps the shards busy.
+    pub rate: Option<f64>,
     /// How often every cell is measured.
     pub rounds: usize,
     /// Tenants of the server.
@@ -230,18 +232,14 @@ impl Comparison {
 
         let lanes: Vec<_> = generator_cpus.iter().copied().map(Some).collect();
         let generator = Generator::start(&target, &calls, self.connections, &lanes)?;
-        let setup = Setup::new(self.scenario, self.connections, lanes.len(), None);
-        let requests = |count| Phase {
+        let setup = Setup::new(self.scenario, self.connections, lanes.len(), self.rate);
+        let requests = |count, rate| Phase {
             length: Length::Requests(count),
-            rate: None,
+            rate,
         };
-        generator.run(requests(self.warm_up))?;
-        run_watched(
-            &generator,
-            requests(self.requests),
-            Some(server.process.id()),
-            setup,
-        )
+        generator.run(requests(self.warm_up, None))?;
+        let phase = requests(self.requests, self.rate);
+        run_watched(&generator, phase, Some(server.process.id()), setup)
     }
 
     /// The CPUs of the shards and those of the generator.
@@ -489,6 +487,7 @@ mod tests {
             connections: 1,
             requests: 1,
             warm_up: 0,
+            rate: None,
             rounds: 1,
             tenants: Vec::new(),
             events: false,

@@ -101,6 +101,9 @@ struct Compare {
     /// How often each server is measured.
     #[arg(long, default_value_t = 9)]
     rounds: usize,
+    /// Open loop: requests per second. Without it the shards are kept busy.
+    #[arg(long)]
+    rate: Option<f64>,
     /// Lets the servers send security events, which are then taken and thrown away; otherwise they are switched off.
     #[arg(long)]
     events: bool,
@@ -211,6 +214,9 @@ fn run_comparison(compare: &Compare) -> Result<(), Error> {
     if compare.rounds == 0 || compare.shards.contains(&0) {
         return Err(Error::Usage("--rounds and --shards begin at 1".to_owned()));
     }
+    if let Some(rate) = compare.rate {
+        positive("--rate", rate)?;
+    }
     let load = &compare.load;
     let comparison = Comparison {
         server: compare.server.clone(),
@@ -219,6 +225,7 @@ fn run_comparison(compare: &Compare) -> Result<(), Error> {
         scenario: load.scenario,
         connections: load.connections,
         requests: compare.requests,
+        rate: compare.rate,
         warm_up: load.warm_up,
         rounds: compare.rounds,
         tenants: load.tenants.clone(),
@@ -229,9 +236,12 @@ fn run_comparison(compare: &Compare) -> Result<(), Error> {
     let cells = comparison.run(complain)?;
     write_out(load, &cells)?;
     let (scenario, connections, requests) = (load.scenario, load.connections, compare.requests);
+    let rate = compare
+        .rate
+        .map_or_else(String::new, |rate| format!(" at {rate}/s"));
     writeln!(
         io::stdout(),
-        "{scenario}, {connections} connections, {} rounds of {requests} requests\n\
+        "{scenario}, {connections} connections, {} rounds of {requests} requests{rate}\n\
          before: {before}\nafter: {}\n\n{}",
         compare.rounds,
         compare::machine(),
