@@ -2,6 +2,9 @@
 //!
 //! No public OpenAPI document exists; members and codes are those that public clients send and read.
 
+mod error;
+mod members;
+
 use std::collections::HashMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
@@ -22,6 +25,9 @@ use super::{
     },
 };
 
+pub(super) use self::members::{by_code, throttled};
+use self::{error::*, members::*};
+
 /// Kinds of our tokens.
 const BEARER: &str = "thales";
 const REFRESH: &str = "thales-refresh";
@@ -35,76 +41,6 @@ const VERSIONS_MAX: usize = 10_000;
 const MAY_ENCRYPT: u32 = 4;
 const MAY_DECRYPT: u32 = 8;
 const ROOT: &str = "root";
-
-/// An error of the appliance. The number and the word are what clients go by.
-#[derive(Debug)]
-struct Error {
-    verdict: Verdict,
-    status: u16,
-    code: u32,
-    word: &'static str,
-    message: String,
-}
-
-impl Error {
-    fn new(
-        verdict: Verdict,
-        status: u16,
-        (code, word): (u32, &'static str),
-        message: impl Into<String>,
-    ) -> Self {
-        Self {
-            verdict,
-            status,
-            code,
-            word,
-            message: message.into(),
-        }
-    }
-
-    fn refused(
-        why: Refusal,
-        status: u16,
-        code: (u32, &'static str),
-        message: impl Into<String>,
-    ) -> Self {
-        Self::new(Verdict::Refused(why), status, code, message)
-    }
-
-    fn failed(
-        why: Failure,
-        status: u16,
-        code: (u32, &'static str),
-        message: impl Into<String>,
-    ) -> Self {
-        Self::new(Verdict::Failed(why), status, code, message)
-    }
-
-    fn reply(self, request_id: &str) -> Reply {
-        let body = json!({
-            "code": self.code,
-            "codeDesc": format!("{}: {}", self.word, self.message),
-            "message": self.message,
-            "requestID": request_id,
-        });
-        Reply::new(
-            self.verdict,
-            self.status,
-            "application/json",
-            body.to_string(),
-        )
-        .because(self.word, self.message)
-    }
-}
-
-const UNAUTHORIZED: (u32, &str) = (5, "NCERRUnauthorizedAccess");
-const INSUFFICIENT: (u32, &str) = (6, "NCERRInsufficientPermissions");
-const INVALID_PARAM: (u32, &str) = (9, "NCERRInvalidParamValue");
-const CONFLICT: (u32, &str) = (12, "NCERRConflict");
-const INTERNAL: (u32, &str) = (14, "NCERRInternalServerError");
-const BAD_REQUEST: (u32, &str) = (15, "NCERRBadRequest");
-const NOT_FOUND: (u32, &str) = (16, "NCERRResourceNotFound");
-const CRYPTO_FAILED: (u32, &str) = (106, "NCERRCryptoOperationFailed");
 
 /// A user.
 #[derive(Debug)]
@@ -695,148 +631,6 @@ impl Thales {
         self.index();
         found
     }
-}
-
-/// Random bytes, as many as asked for.
-fn random(request: &Request, cx: &mut Context<'_>) -> Value {
-    let bytes = request
-        .query_value("bytes")
-        .and_then(|text| text.parse().ok());
-    let bytes = bytes
-        .filter(|bytes| (1..=RANDOM_BYTES_MAX).contains(bytes))
-        .unwrap_or(32);
-    json!({ "bytes": BASE64.encode(cx.random.vec(bytes)) })
-}
-
-/// A domain; empty or absent means the root.
-fn named(domain: Option<String>) -> String {
-    domain
-        .filter(|domain| !domain.is_empty())
-        .unwrap_or_else(|| ROOT.to_owned())
-}
-
-fn parse<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Error> {
-    json_object(body).map_err(|error| Error::refused(Refusal::Protocol, 400, BAD_REQUEST, error))
-}
-
-/// Bytes in standard base64.
-fn optional(text: Option<&str>, member: &str) -> Result<Option<Vec<u8>>, Error> {
-    match text {
-        None => Ok(None),
-        Some("") => {
-            let message = format!("{member} is empty: leave it out.");
-            Err(Error::refused(
-                Refusal::Parameter,
-                400,
-                BAD_REQUEST,
-                message,
-            ))
-        }
-        Some(text) => BASE64.decode(text).map(Some).map_err(|error| {
-            let message = format!("{member} is not base64: {error}.");
-            Error::refused(Refusal::Parameter, 400, BAD_REQUEST, message)
-        }),
-    }
-}
-
-fn required(text: Option<&str>, member: &str) -> Result<Vec<u8>, Error> {
-    optional(text, member)?.ok_or_else(|| {
-        let message = format!("{member} is missing.");
-        Error::refused(Refusal::Parameter, 400, BAD_REQUEST, message)
-    })
-}
-
-fn nonce(iv: &[u8]) -> Result<[u8; NONCE_BYTES], Error> {
-    iv.try_into().map_err(|_| {
-        Error::refused(
-            Refusal::Parameter,
-            400,
-            INVALID_PARAM,
-            "iv does not have 12 bytes.",
-        )
-    })
-}
-
-fn check_mode(mode: Option<&str>) -> Result<(), Error> {
-    match mode {
-        // What an AES key does if nothing else is asked for.
-        None | Some("gcm" | "GCM") => Ok(()),
-        Some(other) => {
-            let message = format!("mode {other} is not served here.");
-            Err(Error::refused(
-                Refusal::Parameter,
-                400,
-                INVALID_PARAM,
-                message,
-            ))
-        }
-    }
-}
-
-/// The version asked for, by number or by its own id. -1 means the current one.
-fn version(key: &Key, number: Option<i64>, by_id: Option<usize>) -> Result<Option<usize>, Error> {
-    match number {
-        None => Ok(by_id),
-        Some(-1) => Ok(Some(key.current())),
-        Some(number) => usize::try_from(number)
-            .ok()
-            .filter(|number| *number < key.doc.versions.len())
-            .map(Some)
-            .ok_or_else(|| Error::failed(Failure::NotFound, 404, NOT_FOUND, "Resource not found")),
-    }
-}
-
-fn at_version(key: &Key, at: usize) -> Result<(&ThalesVersionDoc, &[u8; 32]), Error> {
-    let found = key.doc.versions.get(at).zip(key.materials.get(at));
-    found.ok_or_else(|| Error::failed(Failure::NotFound, 404, NOT_FOUND, "Resource not found"))
-}
-
-fn check_usage(key: &Key, bit: u32, word: &str) -> Result<(), Error> {
-    if key.doc.usage_mask & bit != 0 {
-        return Ok(());
-    }
-    let message = format!("The usage mask of the key does not allow to {word}.");
-    Err(Error::failed(Failure::KeyState, 409, CONFLICT, message))
-}
-
-fn wrong_state(state: ThalesKeyState) -> Error {
-    let message = format!("The state of the key is {}.", state.as_str());
-    Error::failed(Failure::KeyState, 409, CONFLICT, message)
-}
-
-/// Over a quota. The appliance documents none; this is what a proxy before it would say.
-pub(super) fn throttled(retry_after_s: Option<f64>) -> Reply {
-    let error = Error::failed(
-        Failure::Throttled,
-        429,
-        (429, "NCERRTooManyRequests"),
-        "Too many requests.",
-    );
-    let reply = error.reply("throttled");
-    match retry_after_s {
-        Some(seconds) => reply.with(header::RETRY_AFTER, &format!("{:.0}", seconds.ceil())),
-        None => reply,
-    }
-}
-
-/// An error by its word, for faults.
-pub(super) fn by_code(code: &str) -> Reply {
-    let known = [
-        (401, UNAUTHORIZED),
-        (403, INSUFFICIENT),
-        (400, INVALID_PARAM),
-        (409, CONFLICT),
-        (500, INTERNAL),
-        (400, BAD_REQUEST),
-        (404, NOT_FOUND),
-        (400, CRYPTO_FAILED),
-    ];
-    let (status, pair) = known
-        .into_iter()
-        .find(|(_, (_, word))| *word == code)
-        .unwrap_or((500, INTERNAL));
-    let message = format!("{code} was asked for");
-    Error::new(Verdict::Answered, status, pair, message).reply("fault")
 }
 
 #[cfg(test)]
