@@ -52,6 +52,8 @@ for known in sim.clients("AZURE"):
     algorithm = algorithms[0]
     how = "certificate" if "clientCertificate" in known else "secret"
     how = f"HSM, {how}" if is_hsm else how
+    # MSAL sends a client assertion again for as long as it lives.
+    sim.order("POST", "/replays", {"refuse": False})
     credential = credential_for(known)
     keys = KeyClient(vault, credential, **ONCE)
     key = keys.get_key(name)
