@@ -167,7 +167,8 @@ fn decide(
             },
             Backend::Epoll => Probe {
                 backend: Backend::Epoll,
-                reason: "epoll, which was measured to cost less; io_uring works here too".to_owned(),
+                reason: "epoll, which was measured to cost less; io_uring works here too"
+                    .to_owned(),
             },
         }),
         (IoChoice::Auto, Err(error)) => Ok(Probe {
