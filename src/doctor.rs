@@ -19,7 +19,10 @@ use crate::{
     source::{Ask, Loaded, Polled, file::FileSource},
 };
 
-/// KMS configs that are examined at one time. Few, so that their times say something about the KMSs.
+/// Up to this many KMS configs are examined one after the other, so that their times are the KMSs' own.
+const ONE_BY_ONE_MAX: usize = 16;
+
+/// How many are examined at one time when there are more. Their times hold some waiting for each other.
 const AT_ONE_TIME: usize = 8;
 
 /// Options of `tsp doctor`.
@@ -46,10 +49,15 @@ pub struct Doctored {
 #[must_use]
 pub fn doctor(options: &DoctorOptions) -> Doctored {
     let (patients, problems) = patients(options);
+    let at_one_time = if patients.len() > ONE_BY_ONE_MAX {
+        AT_ONE_TIME
+    } else {
+        1
+    };
     let charts = tsp_rt::run_here(|rt| async move {
         futures_util::stream::iter(&patients)
             .map(|patient| examination::examine(rt.clone(), patient))
-            .buffered(AT_ONE_TIME)
+            .buffered(at_one_time)
             .collect::<Vec<Chart>>()
             .await
     });
