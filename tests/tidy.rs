@@ -31,7 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const KERNEL_CRATE: &str = "tsp-rt";
 
 /// Lines of one source file before its unit tests. Most have 100 to 500; past this one a file wants to be two.
-const SOURCE_LINES_MAX: usize = 850;
+const SOURCE_LINES_MAX: usize = 700;
 
 /// Lines of one file of tests, or of one source file with its unit tests.
 const TESTED_LINES_MAX: usize = 1_200;
