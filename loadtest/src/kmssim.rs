@@ -86,6 +86,19 @@ pub struct Options {
     pub names: Vec<String>,
     /// Lets the simulated clock stand still.
     pub frozen_at: Option<SystemTime>,
+    /// What holds from the start, and again after a reset.
+    pub rules: Vec<Rule>,
+}
+
+/// A rule, in the JSON that the control API takes for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// As for `POST /latency`.
+    Latency(String),
+    /// As for `POST /quota`.
+    Quota(String),
+    /// As for `POST /faults`.
+    Fault(String),
 }
 
 impl Options {
@@ -103,6 +116,7 @@ impl Options {
             authority: None,
             names: Vec::new(),
             frozen_at: None,
+            rules: Vec::new(),
         }
     }
 }
@@ -112,6 +126,8 @@ impl Options {
 pub enum StartError {
     /// The world is none.
     World(WorldError),
+    /// A rule is none; the text says why.
+    Rule(String),
     /// The authority cannot sign.
     Certificate(String),
     /// A port, or the thread.
@@ -122,6 +138,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::World(error) => write!(f, "the world cannot be used: {error}"),
+            Self::Rule(why) => write!(f, "a rule cannot be used: {why}"),
             Self::Certificate(why) => write!(f, "no certificate: {why}"),
             Self::Io(error) => error.fmt(f),
         }
@@ -172,11 +189,12 @@ impl Kmssim {
         let (certificate, key) = authority.issue(&options.names)?;
         let server_tls = tls::ServerTls::from_pem(&certificate, &key)
             .map_err(|error| StartError::Certificate(error.to_string()))?;
-        // Whether the world can be used must be known before the thread starts, which makes its own.
-        drop(Sim::new(
-            options.world.clone(),
+        // Whether world and rules can be used must be known before the thread starts, which makes its own.
+        drop(started(
+            &options.world,
             options.seed,
             Clock::Skewed(0),
+            &options.rules,
         )?);
         let tls_socket = bind_cutting(options.listen)?;
         let plain_socket = options.plain.map(bind_cutting).transpose()?;
@@ -190,6 +208,7 @@ impl Kmssim {
             clients: serde_json::json!(options.clients),
             seed: options.seed,
             clock: options.frozen_at.map_or(Clock::Skewed(0), Clock::Frozen),
+            rules: options.rules,
             server_tls,
             tls_socket,
             plain_socket,
@@ -265,6 +284,14 @@ impl Drop for Kmssim {
     }
 }
 
+fn started(world: &WorldDoc, seed: u64, clock: Clock, rules: &[Rule]) -> Result<Sim, StartError> {
+    let mut sim = Sim::new(world.clone(), seed, clock)?;
+    for rule in rules {
+        control::take(&mut sim, rule).map_err(StartError::Rule)?;
+    }
+    Ok(sim)
+}
+
 /// What clients call the address.
 fn named(address: SocketAddr) -> String {
     if address.ip().is_loopback() || address.ip().is_unspecified() {
@@ -292,6 +319,7 @@ struct Core {
     clients: serde_json::Value,
     seed: u64,
     clock: Clock,
+    rules: Vec<Rule>,
     server_tls: tls::ServerTls,
     tls_socket: std::net::TcpListener,
     plain_socket: Option<std::net::TcpListener>,
@@ -303,11 +331,13 @@ impl CoreMain for Core {
     async fn run<R: Rt>(self, rt: R) {
         #[expect(
             clippy::expect_used,
-            reason = "the same world was made before, with success"
+            reason = "the same world and rules were tried before, with success"
         )]
-        let sim = Sim::new(self.world, self.seed, self.clock).expect("a world that was tried");
+        let sim = started(&self.world, self.seed, self.clock, &self.rules)
+            .expect("a world that was tried");
+        drop(self.world);
         let service = Service::new(rt.clone(), Rc::new(RefCell::new(sim)));
-        let control = Control::new(Rc::clone(&service), self.clients);
+        let control = Control::new(Rc::clone(&service), self.clients, self.rules);
         let adopted = (
             rt.adopt(self.tls_socket),
             rt.adopt(self.control_socket),

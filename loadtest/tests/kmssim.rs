@@ -14,7 +14,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tsp_loadtest::kmssim::{ClientKey, Kmssim, Options, Provider, Sample, SampleShape};
+use tsp_loadtest::kmssim::{ClientKey, Kmssim, Options, Provider, Rule, Sample, SampleShape};
 
 /// How long a test waits for bytes: ample, since it ends as soon as they come.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -246,6 +246,37 @@ fn it_serves_and_counts_tokens_and_refusals() {
     assert_eq!(metrics["totals"]["requests"], 0);
     // Tokens outlive a reset: their world is the same.
     assert_eq!(bench.encrypt(&mut connection, &jwt).unwrap().status, 200);
+}
+
+#[test]
+fn rules_hold_from_the_start_and_again_after_a_reset() {
+    let sample = Bench::new().sample;
+    let throttle = r#"{"kind":"throttle","target":{"operation":"token"}}"#.to_owned();
+    let options = Options {
+        rules: vec![Rule::Fault(throttle)],
+        ..Options::on_loopback(sample.clone())
+    };
+    let kmssim = Kmssim::start(options).expect("it starts");
+    let mut control = Connection::to(kmssim.control_address());
+    let mut faults = |method: &str, path: &str| {
+        let answer = control.exchange(method, path, &[], "").unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let faults = control.exchange("GET", "/faults", &[], "").unwrap().body;
+        serde_json::from_str::<Value>(&faults)
+            .unwrap()
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    assert_eq!(faults("GET", "/health"), 1);
+    assert_eq!(faults("DELETE", "/faults"), 0);
+    assert_eq!(faults("POST", "/reset"), 1);
+    let options = Options {
+        rules: vec![Rule::Latency("{}".to_owned())],
+        ..Options::on_loopback(sample)
+    };
+    let error = Kmssim::start(options).unwrap_err();
+    assert!(error.to_string().contains("fixed_ms"), "{error}");
 }
 
 #[test]
@@ -518,6 +549,7 @@ fn orders_that_make_no_sense_are_refused_with_a_reason() {
             r#"{"provider":"aws","account":"1","action":"firewall"}"#,
             400,
         ),
+        ("POST", "/lifetimes", r#"{"gcp_token_s":999999999999}"#, 400),
         ("POST", "/clock", r#"{"skew_s":1,"frozen_unix_s":1}"#, 400),
         ("PUT", "/world", r#"{"aws":{"keys":[{"arn":"x"}]}}"#, 400),
         ("DELETE", "/faults/99", "", 404),

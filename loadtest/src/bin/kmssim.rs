@@ -9,7 +9,7 @@ use std::{
 
 use clap::Parser;
 use tsp_loadtest::kmssim::{
-    Authority, Kmssim, Options, Provider, Sample, SampleShape, TspConfig, WorldDoc,
+    Authority, Kmssim, Options, Provider, Rule, Sample, SampleShape, TspConfig, WorldDoc,
 };
 
 /// Plays AWS KMS, Google Cloud KMS, Azure Key Vault and Thales CipherTrust Manager, and checks every request.
@@ -74,6 +74,15 @@ struct Arguments {
     /// In that file, allows to lease keys.
     #[arg(long)]
     leasing: bool,
+    /// A latency from the start, as the control API takes it, such as '{"p50_ms":8,"p99_ms":60}'.
+    #[arg(long, value_name = "JSON")]
+    latency: Vec<String>,
+    /// A quota from the start, such as '{"target":{"provider":"azure"},"per_second":400}'.
+    #[arg(long, value_name = "JSON")]
+    quota: Vec<String>,
+    /// A fault from the start, such as '{"kind":"hang","percent":1}'.
+    #[arg(long, value_name = "JSON")]
+    fault: Vec<String>,
     /// Ends when standard input does, so that it dies with the test that started it.
     #[arg(long)]
     until_stdin_ends: bool,
@@ -136,6 +145,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         seed: arguments.seed,
         authority: kept_authority(arguments.ca.as_deref())?,
         names: arguments.names.clone(),
+        rules: rules(arguments),
         ..Options::on_loopback(sample)
     };
     let kmssim = Kmssim::start(options).map_err(|error| error.to_string())?;
@@ -177,6 +187,13 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         return Ok(());
     }
     kmssim.join()
+}
+
+fn rules(arguments: &Arguments) -> Vec<Rule> {
+    let latencies = arguments.latency.iter().cloned().map(Rule::Latency);
+    let quotas = arguments.quota.iter().cloned().map(Rule::Quota);
+    let faults = arguments.fault.iter().cloned().map(Rule::Fault);
+    latencies.chain(quotas).chain(faults).collect()
 }
 
 fn kept_authority(path: Option<&Path>) -> Result<Option<Authority>, String> {

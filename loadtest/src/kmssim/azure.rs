@@ -142,6 +142,7 @@ pub(super) struct Azure {
     /// From the name of a key to the hosts of the vaults that have one of that name.
     vaults_with: HashMap<String, Vec<String>>,
     replays: entra::Replays,
+    pub(super) refuse_replays: bool,
 }
 
 impl Azure {
@@ -155,6 +156,7 @@ impl Azure {
             keys: HashMap::new(),
             vaults_with: HashMap::new(),
             replays: entra::Replays::default(),
+            refuse_replays: doc.refuse_replays,
         };
         let mut certificates = entra::Certificates::default();
         for app in &doc.apps {

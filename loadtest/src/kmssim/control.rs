@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tsp_rt::{Listener as _, Rt};
 
 use super::{
+    Rule,
     aws::AwsErrorStyle,
     exchange::Provider,
     knobs::{BadRule, FaultRule, LatencyRule, QuotaRule},
@@ -58,6 +59,7 @@ POST   /credentials             {"provider","credential","action"}; actions: act
 POST   /accounts                {"provider","account","action"}; actions: close reopen; gcp also suspend disable_service;
          azure (a vault): also delete firewall; thales (any account): the licence
 POST   /claims                  {"vault","claims"}: Azure asks for tokens with these claims; null for none
+POST   /replays                 {"refuse": false}: Entra takes a client assertion again, as MSAL expects; true by default
 POST   /aws-errors              {"style": "plain" | "namespaced" | "header"}
 POST   /reset                   all as at the start
 "#;
@@ -177,16 +179,28 @@ struct StyleOrder {
     style: AwsErrorStyle,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReplayOrder {
+    refuse: bool,
+}
+
 /// The control API of one simulator.
 pub(crate) struct Control<R> {
     service: Rc<Service<R>>,
     /// What `GET /clients` tells.
     clients: Value,
+    /// What holds from the start.
+    rules: Vec<Rule>,
 }
 
 impl<R: Rt> Control<R> {
-    pub(crate) fn new(service: Rc<Service<R>>, clients: Value) -> Rc<Self> {
-        Rc::new(Self { service, clients })
+    pub(crate) fn new(service: Rc<Service<R>>, clients: Value, rules: Vec<Rule>) -> Rc<Self> {
+        Rc::new(Self {
+            service,
+            clients,
+            rules,
+        })
     }
 
     /// Accepts until the listener is of no more use.
@@ -259,7 +273,7 @@ impl<R: Rt> Control<R> {
                 Ok(done)
             }
             ("POST", "/lifetimes") => {
-                sim.lifetimes = parse::<Lifetimes>(body)?;
+                sim.lifetimes = lifetimes(parse(body)?)?;
                 Ok(done)
             }
             ("POST", "/connections") => {
@@ -287,16 +301,36 @@ impl<R: Rt> Control<R> {
                 }
                 Ok(done)
             }
+            ("POST", "/replays") => {
+                sim.world.azure.refuse_replays = parse::<ReplayOrder>(body)?.refuse;
+                Ok(done)
+            }
             ("POST", "/aws-errors") => {
                 sim.world.aws.error_style = parse::<StyleOrder>(body)?.style;
                 Ok(done)
             }
             ("POST", "/reset") => {
                 sim.reset()?;
+                for rule in &self.rules {
+                    take(&mut sim, rule).map_err(Trouble::bad)?;
+                }
                 Ok(done)
             }
             (method, path) => rule(&mut sim, method, path, body),
         }
+    }
+}
+
+/// Takes a rule as the control API would.
+pub(crate) fn take(sim: &mut Sim, rule: &Rule) -> Result<(), String> {
+    let (path, body) = match rule {
+        Rule::Latency(json) => ("/latency", json),
+        Rule::Quota(json) => ("/quota", json),
+        Rule::Fault(json) => ("/faults", json),
+    };
+    match self::rule(sim, "POST", path, body.as_bytes()) {
+        Ok(_) => Ok(()),
+        Err(Trouble(_, why)) => Err(why),
     }
 }
 
@@ -330,6 +364,27 @@ fn rule(sim: &mut Sim, method: &str, path: &str, body: &[u8]) -> Result<Value, T
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Trouble> {
     let body = if body.is_empty() { b"{}" } else { body };
     serde_json::from_slice(body).map_err(|error| Trouble::bad(error.to_string()))
+}
+
+/// Longest life of a token, in seconds: ten years, past which nobody waits.
+const LIFETIME_S_MAX: u64 = 315_360_000;
+
+fn lifetimes(lifetimes: Lifetimes) -> Result<Lifetimes, Trouble> {
+    let Lifetimes {
+        aws_session_s,
+        gcp_token_s,
+        azure_token_s,
+        azure_refresh_in_s: _,
+        thales_token_s,
+    } = lifetimes;
+    let longest = [gcp_token_s, azure_token_s, thales_token_s]
+        .into_iter()
+        .chain(aws_session_s)
+        .max();
+    if longest > Some(LIFETIME_S_MAX) {
+        return Err(Trouble::bad("a token lives ten years at most"));
+    }
+    Ok(lifetimes)
 }
 
 fn clock(order: &ClockOrder) -> Result<Clock, Trouble> {

@@ -55,20 +55,29 @@ pub(crate) enum Clock {
     Frozen(SystemTime),
 }
 
+/// Past this no date can be written in a header: the year 10000, in Unix seconds.
+const UNIX_S_END: u64 = 253_402_300_800;
+
 impl Clock {
+    /// The simulated time; the real one if there is no such time between 1970 and 9999.
     fn read(self, real: SystemTime) -> SystemTime {
-        match self {
-            Self::Frozen(time) => time,
+        let simulated = match self {
+            Self::Frozen(time) => Some(time),
             Self::Skewed(seconds) => {
                 let by = Duration::from_secs(seconds.unsigned_abs());
-                let moved = if seconds < 0 {
+                if seconds < 0 {
                     real.checked_sub(by)
                 } else {
                     real.checked_add(by)
-                };
-                moved.unwrap_or(real)
+                }
             }
-        }
+        };
+        simulated
+            .filter(|time| {
+                time.duration_since(SystemTime::UNIX_EPOCH)
+                    .is_ok_and(|since_1970| since_1970.as_secs() < UNIX_S_END)
+            })
+            .unwrap_or(real)
     }
 }
 
@@ -382,3 +391,6 @@ fn add_headers(mut reply: Reply, rule: &FaultRule) -> Reply {
     }
     reply
 }
+
+#[cfg(test)]
+mod tests;

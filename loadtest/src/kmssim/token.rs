@@ -3,13 +3,13 @@
 //! All signatures are checked by `jsonwebtoken`. It reads the system's clock for times, so times are left to the callers,
 //! who have the simulated clock.
 
-use std::{collections::HashSet, fmt};
+use std::{collections::HashSet, fmt, time::Duration};
 
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation, dangerous::insecure_decode, decode,
     encode,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use super::crypto::Seed;
 
@@ -117,9 +117,26 @@ pub(crate) struct AssertionClaims {
     pub(crate) aud: Option<Audience>,
     pub(crate) scope: Option<String>,
     pub(crate) jti: Option<String>,
+    #[serde(default, deserialize_with = "numeric_date")]
     pub(crate) iat: Option<u64>,
+    #[serde(default, deserialize_with = "numeric_date")]
     pub(crate) exp: Option<u64>,
+    #[serde(default, deserialize_with = "numeric_date")]
     pub(crate) nbf: Option<u64>,
+}
+
+/// Seconds since 1970, perhaps with a fraction (RFC 7519, section 2): azure-identity writes one.
+fn numeric_date<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let Some(number) = Option::<serde_json::Number>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    if let Some(seconds) = number.as_u64() {
+        return Ok(Some(seconds));
+    }
+    let seconds = number.as_f64().unwrap_or(-1.0);
+    Duration::try_from_secs_f64(seconds)
+        .map(|since_1970| Some(since_1970.as_secs()))
+        .map_err(D::Error::custom)
 }
 
 /// An assertion whose signature was not yet checked: good only to find the key.
@@ -160,6 +177,21 @@ fn signature_only(algorithms: &[Algorithm]) -> Validation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_may_have_a_fraction_but_must_be_times() {
+        let read =
+            |json: &str| serde_json::from_str::<AssertionClaims>(json).map(|claims| claims.exp);
+        assert_eq!(read(r#"{"exp":7}"#).unwrap(), Some(7));
+        assert_eq!(
+            read(r#"{"exp":1795827048.17085}"#).unwrap(),
+            Some(1_795_827_048)
+        );
+        assert_eq!(read("{}").unwrap(), None);
+        for wrong in [r#"{"exp":-1}"#, r#"{"exp":1e30}"#, r#"{"exp":"7"}"#] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn only_the_mint_that_made_a_token_reads_it_and_only_as_what_it_is() {

@@ -311,7 +311,7 @@ impl GcpVersionState {
 }
 
 /// Azure, all clouds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AzureDoc {
     /// Entra applications; the directories are those that they name.
@@ -320,6 +320,20 @@ pub struct AzureDoc {
     pub vaults: Vec<AzureVaultDoc>,
     /// Keys.
     pub keys: Vec<AzureKeyDoc>,
+    /// Whether a client assertion is taken once only (`jti`, RFC 7523, section 3). Entra itself must be laxer: MSAL
+    /// sends an assertion again for as long as it lives.
+    pub refuse_replays: bool,
+}
+
+impl Default for AzureDoc {
+    fn default() -> Self {
+        Self {
+            apps: Vec::new(),
+            vaults: Vec::new(),
+            keys: Vec::new(),
+            refuse_replays: true,
+        }
+    }
 }
 
 /// An application registered in a directory.

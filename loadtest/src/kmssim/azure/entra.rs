@@ -328,7 +328,7 @@ impl Azure {
                     ));
                 }
                 let jti = check_assertion(app, assertion, request, cx.now_s)?;
-                if !self.replays.is_new(jti) {
+                if !self.replays.is_new(jti) && self.refuse_replays {
                     let text = "The client assertion was used before (jti).";
                     return Err(refused(
                         Refusal::Token,
@@ -502,7 +502,7 @@ fn check_assertion(
     }
     let begins = claims.nbf.or(claims.iat);
     let in_time = claims.exp.is_some_and(|exp| {
-        exp + CLOCK_SKEW_S > now_s
+        exp.saturating_add(CLOCK_SKEW_S) > now_s
             && exp <= now_s.saturating_add(ASSERTION_LIFE_S_MAX)
             && begins.is_none_or(|begins| begins <= now_s + CLOCK_SKEW_S)
     });

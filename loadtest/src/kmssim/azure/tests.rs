@@ -5,6 +5,7 @@ use base64::{
     engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD as BASE64URL},
 };
 use http::Method;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 
 use crate::kmssim::{
@@ -75,6 +76,7 @@ fn vector_world() -> WorldDoc {
                 key(HOST, AzureKeyKind::Rsa, Some(pem), None),
                 key(HSM, AzureKeyKind::OctHsm, None, Some(kek)),
             ],
+            refuse_replays: true,
         },
         ..WorldDoc::default()
     }
@@ -147,6 +149,8 @@ fn every_assertion_that_msal_and_pyjwt_signed_is_accepted_once() {
             case["name"]
         );
         assert_eq!(verdict, Verdict::Refused(Refusal::Token));
+        trial.sim.world.azure.refuse_replays = false;
+        trial.ask(&request);
     }
 }
 
@@ -194,6 +198,47 @@ fn an_assertion_with_a_certificate_that_is_not_registered_is_refused() {
         (code.as_str(), verdict),
         ("AADSTS700027", Verdict::Refused(Refusal::Credential))
     );
+}
+
+/// Signs with the test's client key; null takes a claim away.
+fn signed(changes: &Value) -> String {
+    let mut claims = json!({ "aud": token_url(), "iss": CLIENT, "sub": CLIENT, "jti": "one",
+        "iat": VECTORS_UNIX_S, "exp": VECTORS_UNIX_S + 600 });
+    let members = claims.as_object_mut().unwrap();
+    members.extend(changes.as_object().unwrap().clone());
+    members.retain(|_, value| !value.is_null());
+    let mut header = Header::new(Algorithm::PS256);
+    let thumbprint = "mol0vb1YhTUGeTYc7eMl9uObmtEM3tzLtK3IzdDXIJM";
+    header.x5t_s256 = Some(thumbprint.to_owned());
+    let pem = include_bytes!("../data/azure-client-key-TEST-ONLY.pem");
+    encode(&header, &claims, &EncodingKey::from_rsa_pem(pem).unwrap()).unwrap()
+}
+
+#[test]
+fn an_assertion_must_be_right_in_every_claim() {
+    let code = |changes: Value| trial().send(&with_assertion(&signed(&changes))).code;
+    assert_eq!(code(json!({})), "");
+    let own = format!("https://localhost:7/{TENANT}/oauth2/v2.0/token");
+    let mut elsewhere = with_assertion(&signed(&json!({ "aud": own })));
+    assert_eq!(trial().refused(&elsewhere).1, "AADSTS50013");
+    let host = http::HeaderValue::from_static("localhost:7");
+    elsewhere.parts.headers.insert("host", host);
+    trial().ask(&elsewhere);
+    let now = VECTORS_UNIX_S;
+    for (changes, expected) in [
+        (json!({ "aud": "https://example.com/" }), "AADSTS50013"),
+        (json!({ "aud": null }), "AADSTS50013"),
+        (json!({ "iss": "someone" }), "AADSTS700021"),
+        (json!({ "sub": null }), "AADSTS700021"),
+        (json!({ "jti": null }), "AADSTS50027"),
+        (json!({ "jti": "" }), "AADSTS50027"),
+        (json!({ "exp": null }), "AADSTS700024"),
+        (json!({ "exp": now - 300 }), "AADSTS700024"),
+        (json!({ "exp": u64::MAX }), "AADSTS700024"),
+        (json!({ "nbf": now + 301 }), "AADSTS700024"),
+    ] {
+        assert_eq!(code(changes.clone()), expected, "{changes}");
+    }
 }
 
 #[test]
