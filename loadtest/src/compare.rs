@@ -2,7 +2,7 @@
 //!
 //! A cell is one variant (environment variables for the server) with one number of shards. Each round measures every cell
 //! once, with a fresh server; every other round goes backwards. Cells are compared within a round, so a drift of the machine
-//! cancels out; the table shows the median of those ratios and their spread.
+//! cancels out; the table shows the median of those ratios and their quartiles.
 
 use std::{
     fmt::Write as _,
@@ -382,7 +382,7 @@ pub fn parse_cpus(list: &str) -> Result<Vec<usize>, String> {
     Ok(cpus)
 }
 
-/// The comparison as a table in Markdown.
+/// The comparison as a table in Markdown; every figure as its median over the rounds, with the quartiles in brackets.
 #[must_use]
 pub fn table(cells: &[Cell]) -> String {
     let mut out = String::from(
@@ -412,7 +412,7 @@ pub fn table(cells: &[Cell]) -> String {
             cell.shards,
             cell.variant,
             spread(&cell.cpu_us(), 2),
-            spread(&ratios, 3),
+            spread(&ratios, 2),
             spread(&busy, 2),
             spread(&cell.figures(|report| report.requests_per_second), 0),
             spread(

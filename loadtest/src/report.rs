@@ -178,33 +178,36 @@ fn ratio(a: f64, b: f64) -> f64 {
 }
 
 /// The middle of some figures, and how far they spread.
+///
+/// Quartiles rather than extremes: on a shared machine the extremes are somebody else's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
-    /// The smallest.
-    pub min: f64,
-    /// The one in the middle; of an even number of figures the mean of the two.
+    /// A quarter of the figures is below.
+    pub lower: f64,
+    /// Half of the figures is below.
     pub median: f64,
-    /// The largest.
-    pub max: f64,
+    /// Three quarters of the figures are below.
+    pub upper: f64,
 }
 
 impl Spread {
-    /// The spread of `figures`; `None` if there are none.
+    /// The spread of `figures`; `None` if there are none. Between two figures it interpolates.
     #[must_use]
     pub fn of(figures: &[f64]) -> Option<Self> {
         let mut sorted = figures.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        let upper = *sorted.get(middle)?;
-        let lower = if sorted.len().is_multiple_of(2) {
-            *sorted.get(middle - 1)?
-        } else {
-            upper
+        let last = sorted.len().checked_sub(1)?;
+        // Quarters of the way from the first figure to the last: which figure it falls on, and how far beyond it.
+        let at = |quarters: usize| {
+            let (index, beyond) = (last * quarters / 4, last * quarters % 4);
+            let below = sorted.get(index)?;
+            let above = sorted.get(index + 1).unwrap_or(below);
+            Some(below + (above - below) * beyond as f64 / 4.0)
         };
         Some(Self {
-            min: *sorted.first()?,
-            median: f64::midpoint(lower, upper),
-            max: *sorted.last()?,
+            lower: at(1)?,
+            median: at(2)?,
+            upper: at(3)?,
         })
     }
 }
@@ -212,8 +215,12 @@ impl Spread {
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = f.precision().unwrap_or(2);
-        let Self { min, median, max } = self;
-        write!(f, "{median:.digits$} ({min:.digits$}–{max:.digits$})")
+        let Self {
+            lower,
+            median,
+            upper,
+        } = self;
+        write!(f, "{median:.digits$} ({lower:.digits$}–{upper:.digits$})")
     }
 }
 
@@ -222,34 +229,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_of_an_odd_and_an_even_number_of_figures() {
-        let odd = Spread::of(&[3.0, 1.0, 2.0]).unwrap();
+    fn quartiles_of_an_odd_and_an_even_number_of_figures() {
+        let spread = |lower, median, upper| {
+            Some(Spread {
+                lower,
+                median,
+                upper,
+            })
+        };
         assert_eq!(
-            odd,
-            Spread {
-                min: 1.0,
-                median: 2.0,
-                max: 3.0
-            }
+            Spread::of(&[5.0, 1.0, 2.0, 4.0, 3.0]),
+            spread(2.0, 3.0, 4.0)
         );
-        let even = Spread::of(&[4.0, 1.0, 2.0, 3.0]).unwrap();
-        assert_eq!(
-            even,
-            Spread {
-                min: 1.0,
-                median: 2.5,
-                max: 4.0
-            }
-        );
+        assert_eq!(Spread::of(&[4.0, 1.0, 2.0, 3.0]), spread(1.75, 2.5, 3.25));
+        assert_eq!(Spread::of(&[7.0]), spread(7.0, 7.0, 7.0));
         assert_eq!(Spread::of(&[]), None);
     }
 
     #[test]
     fn a_spread_is_shown_with_its_median_first() {
         let spread = Spread {
-            min: 1.0,
+            lower: 1.0,
             median: 2.25,
-            max: 3.0,
+            upper: 3.0,
         };
         assert_eq!(format!("{spread}"), "2.25 (1.00–3.00)");
         assert_eq!(format!("{spread:.1}"), "2.2 (1.0–3.0)");
