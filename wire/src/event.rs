@@ -6,7 +6,8 @@ use time::OffsetDateTime;
 
 use crate::{RayId, api::Metadata, json};
 
-/// First byte of every message on the event socket; one event in JSON follows. A reader refuses other values.
+/// First byte of every message on the event socket; one event in JSON follows, or several, with a newline between two. A
+/// reader splits there, and refuses other first bytes.
 pub const FRAME_VERSION: u8 = 1;
 
 /// Name of the event that a wrap makes, also per item of a batch and for the second side of a rekey.
