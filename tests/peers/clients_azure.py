@@ -43,15 +43,21 @@ def remote(kid, credential):
     return made
 
 
-for known in sim.clients("AZURE"):
-    vault, name = known["vaultBaseUrl"], known["keyName"]
-    is_hsm = "managedhsm" in vault
-    algorithms = (
-        [KeyWrapAlgorithm.aes_256] if is_hsm else [KeyWrapAlgorithm.rsa_oaep_256, KeyWrapAlgorithm.rsa_oaep, KeyWrapAlgorithm.rsa1_5]
-    )
-    algorithm = algorithms[0]
+RSA = [KeyWrapAlgorithm.rsa_oaep_256, KeyWrapAlgorithm.rsa_oaep, KeyWrapAlgorithm.rsa1_5]
+
+
+def keys_of(known):
+    """A client's keys: whose, which, and for what algorithms."""
+    yield known, known["keyName"], RSA
+    if "managedhsm" in known["vaultBaseUrl"]:
+        yield known, f"{known['keyName']}-aes", [KeyWrapAlgorithm.aes_256]
+
+
+for known, name, algorithms in (key for known in sim.clients("AZURE") for key in keys_of(known)):
+    vault, algorithm = known["vaultBaseUrl"], algorithms[0]
+    is_rsa = algorithms is RSA
     how = "certificate" if "clientCertificate" in known else "secret"
-    how = f"HSM, {how}" if is_hsm else how
+    how = f"{name}, {how}"
     # MSAL sends a client assertion again for as long as it lives.
     sim.order("POST", "/replays", {"refuse": False})
     credential = credential_for(known)
@@ -63,7 +69,7 @@ for known in sim.clients("AZURE"):
         wrapped = crypto.wrap_key(each, DEK)
         assert wrapped.key_id == key.id
         assert crypto.unwrap_key(each, wrapped.encrypted_key).key == DEK
-    if not is_hsm:
+    if is_rsa:
         # What the client wraps by itself, with the public key that the vault gave, the vault unwraps.
         local = CryptographyClient(key, credential, **ONCE).wrap_key(algorithm, DEK)
         assert crypto.unwrap_key(algorithm, local.encrypted_key).key == DEK

@@ -49,7 +49,7 @@ struct Arguments {
     /// Azure tenants of the sample prove themselves with a certificate.
     #[arg(long)]
     azure_certificates: bool,
-    /// Azure tenants of the sample have AES keys in managed HSMs.
+    /// Azure tenants of the sample have their keys in managed HSMs, and an AES key beside the RSA key.
     #[arg(long)]
     azure_hsm: bool,
     /// Decides about the sample's keys, and about faults, latencies and nonces.

@@ -49,7 +49,8 @@ pub struct SampleShape {
     pub gcp_token_endpoint: bool,
     /// Azure: client certificates instead of client secrets.
     pub azure_certificates: bool,
-    /// Azure: AES keys in managed HSMs instead of RSA keys in vaults.
+    /// Azure: keys in managed HSMs instead of vaults, and beside each tenant's RSA key an AES key, with `-aes` behind its
+    /// name.
     pub azure_hsm: bool,
 }
 
@@ -377,25 +378,29 @@ impl Maker<'_> {
         let pem = AZURE_VAULT_KEYS
             .get(number % AZURE_VAULT_KEYS.len())
             .copied();
-        self.azure.keys.push(AzureKeyDoc {
-            vault: host.clone(),
-            name: name.clone(),
-            kind: if self.shape.azure_hsm {
-                AzureKeyKind::OctHsm
-            } else {
-                AzureKeyKind::Rsa
-            },
-            versions: vec![AzureVersionDoc {
-                id: version.get(..32).unwrap_or_default().to_owned(),
-                enabled: true,
-                not_before_unix_s: None,
-                expires_unix_s: None,
-                private_key_pem: pem.filter(|_| !self.shape.azure_hsm).map(str::to_owned),
-                material_hex: None,
-            }],
-            state: AzureKeyState::Active,
-            operations: super::wrap_unwrap(),
-        });
+        let mut key = |name: &str, kind, private_key_pem: Option<&str>| {
+            self.azure.keys.push(AzureKeyDoc {
+                vault: host.clone(),
+                name: name.to_owned(),
+                kind,
+                versions: vec![AzureVersionDoc {
+                    id: version.get(..32).unwrap_or_default().to_owned(),
+                    enabled: true,
+                    not_before_unix_s: None,
+                    expires_unix_s: None,
+                    private_key_pem: private_key_pem.map(str::to_owned),
+                    material_hex: None,
+                }],
+                state: AzureKeyState::Active,
+                operations: super::wrap_unwrap(),
+            });
+        };
+        if self.shape.azure_hsm {
+            key(&name, AzureKeyKind::RsaHsm, pem);
+            key(&format!("{name}-aes"), AzureKeyKind::OctHsm, None);
+        } else {
+            key(&name, AzureKeyKind::Rsa, pem);
+        }
         let certificate = format!("{AZURE_CLIENT_CERTIFICATE}{AZURE_CLIENT_KEY}");
         ClientKey::Azure {
             client_id,
