@@ -14,6 +14,7 @@
 )]
 
 mod aws;
+mod clients;
 mod dev;
 mod doctor;
 mod events;
@@ -22,6 +23,7 @@ mod http;
 mod metrics;
 mod operations;
 mod process;
+mod providers;
 mod requests;
 mod sdk;
 mod support;

@@ -5,6 +5,7 @@ pub(crate) mod config;
 pub(crate) mod events;
 pub(crate) mod fake_kms;
 pub(crate) mod http;
+pub(crate) mod kmssim;
 pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod peers;
