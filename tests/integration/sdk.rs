@@ -1,4 +1,5 @@
-//! The published SDKs, unmodified, against whole proxies: on local keys and on keys at moto with every signature checked.
+//! The published SDKs, unmodified, against whole proxies: on local keys, on keys at moto and on keys at all four remote
+//! KMSs as kmssim plays them, with every signature checked.
 //!
 //! All checks pass but those that need derived keys, which this version does not have yet. A check of that list that
 //! passes fails the test too: then the list is to be shortened.
@@ -6,7 +7,9 @@
 use std::process::{Command, Stdio};
 
 use crate::support::{
+    child,
     config::{self, As, AwsKms, tenant},
+    kmssim::{Provider, Simulator},
     on_both,
     peers::{Peer, source_folder, target_folder},
     proxy::{API_KEY, Io, Proxy, Setup},
@@ -42,7 +45,7 @@ fn assert_checks(mut command: Command, checks_min: usize) {
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output();
-    let output = output.unwrap_or_else(|why| panic!("{why}: run ./x setup first"));
+    let output = output.expect("setpriv is installed");
     let text = String::from_utf8_lossy(&output.stdout);
     let is_expected_failure = |line: &str| NEED_DERIVED_KEYS.iter().any(|word| line.contains(word));
     let (mut checks, mut wrong) = (0, Vec::new());
@@ -62,59 +65,60 @@ fn assert_checks(mut command: Command, checks_min: usize) {
     assert!(wrong.is_empty(), "{}\nof\n{text}", wrong.join("\n"));
     assert!(
         checks >= checks_min,
-        "only {checks} checks of {checks_min}:\n{text}"
+        "only {checks} checks of {checks_min}; run ./x setup if the packages are missing:\n{text}"
     );
 }
 
+/// Two tenants with different KMS configs.
+type Two<'a> = [&'a str; 2];
+
+/// Those of `tsp dev` and of [`at_moto`].
+const TWO: Two<'_> = ["tenant-a", "tenant-b"];
+
 /// What both of our scripts take: URL, key, two tenants, a tenant that is not there.
-fn script_arguments(command: &mut Command, proxy: &Proxy) {
-    command.args([
-        proxy.base_url().as_str(),
-        API_KEY,
-        "tenant-a",
-        "tenant-b",
-        "tenant-nobody-knows",
-    ]);
+fn script_arguments(command: &mut Command, proxy: &Proxy, [tenant, other]: Two<'_>) {
+    command.args([&proxy.base_url(), API_KEY, tenant, other]);
+    command.arg("tenant-nobody-knows");
 }
 
 #[track_caller]
-fn node(proxy: &Proxy) {
+fn node(proxy: &Proxy, tenants: Two<'_>) {
     let folder = target_folder().join("sdk/node");
-    let mut command = Command::new(folder.join("node"));
+    let mut command = child::command(folder.join("node"));
     command
         .env("NODE_PATH", folder.join("node_modules"))
         .arg(source_folder().join("tests/sdk/node/smoke.cjs"));
-    script_arguments(&mut command, proxy);
+    script_arguments(&mut command, proxy, tenants);
     assert_checks(command, NODE_CHECKS);
 }
 
 #[track_caller]
-fn python(proxy: &Proxy) {
-    let mut command = Command::new(target_folder().join("sdk/python/bin/python"));
+fn python(proxy: &Proxy, tenants: Two<'_>) {
+    let mut command = child::command(target_folder().join("sdk/python/bin/python"));
     command
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .arg(source_folder().join("tests/sdk/python/smoke.py"));
-    script_arguments(&mut command, proxy);
+    script_arguments(&mut command, proxy, tenants);
     assert_checks(command, PYTHON_CHECKS);
 }
 
 /// A second opinion: a smoke test of the same SDKs that was written without this code, if `./x test` found one.
 #[track_caller]
-fn second_opinion(proxy: &Proxy) {
+fn second_opinion(proxy: &Proxy, [tenant, other]: Two<'_>) {
     let Some(program) = std::env::var_os("TSP_TEST_CLIENTS") else {
         eprintln!("skipped: TSP_TEST_CLIENTS names no program");
         return;
     };
-    let mut command = Command::new(program);
+    let mut command = child::command(program);
     command.args([
         "--base-url",
         &proxy.base_url(),
         "--api-key",
         API_KEY,
         "--tenant",
-        "tenant-a",
+        tenant,
         "--tenant2",
-        "tenant-b",
+        other,
     ]);
     command
         .arg("--cache")
@@ -122,28 +126,54 @@ fn second_opinion(proxy: &Proxy) {
     assert_checks(command, SECOND_OPINION_CHECKS);
 }
 
+/// Runs `checks` with a tenant at AWS and one at Google, then with one at Azure and one at Thales.
+#[track_caller]
+fn at_all_kmss(io: Io, checks: fn(&Proxy, Two<'_>)) {
+    let simulator = Simulator::start();
+    let proxy = simulator.proxy(io);
+    for two in [
+        [Provider::Aws, Provider::Gcp],
+        [Provider::Azure, Provider::Thales],
+    ] {
+        checks(&proxy, two.map(|provider| simulator.tenant(provider)));
+    }
+    simulator.assert_refused_none();
+}
+
 on_both! {
     fn node_on_local_keys(io) {
-        node(&Setup::dev(io).start());
+        node(&Setup::dev(io).start(), TWO);
     }
 
     fn node_on_keys_at_moto(io) {
-        node(&at_moto(io));
+        node(&at_moto(io), TWO);
+    }
+
+    fn node_on_keys_at_all_kmss(io) {
+        at_all_kmss(io, node);
     }
 
     fn python_on_local_keys(io) {
-        python(&Setup::dev(io).start());
+        python(&Setup::dev(io).start(), TWO);
     }
 
     fn python_on_keys_at_moto(io) {
-        python(&at_moto(io));
+        python(&at_moto(io), TWO);
+    }
+
+    fn python_on_keys_at_all_kmss(io) {
+        at_all_kmss(io, python);
     }
 
     fn a_second_opinion_on_local_keys(io) {
-        second_opinion(&Setup::dev(io).start());
+        second_opinion(&Setup::dev(io).start(), TWO);
     }
 
     fn a_second_opinion_on_keys_at_moto(io) {
-        second_opinion(&at_moto(io));
+        second_opinion(&at_moto(io), TWO);
+    }
+
+    fn a_second_opinion_on_keys_at_all_kmss(io) {
+        at_all_kmss(io, second_opinion);
     }
 }
