@@ -237,6 +237,7 @@ pub(crate) struct ShardMetrics {
     kms_retries: Number,
     kms_connects: Number,
     kms_stale: Number,
+    kms_resent: Number,
     clients: Box<[OnceLock<Client>; CLIENTS_MAX]>,
     clients_other: Number,
 }
@@ -264,6 +265,7 @@ impl ShardMetrics {
             kms_retries: Number::default(),
             kms_connects: Number::default(),
             kms_stale: Number::default(),
+            kms_resent: Number::default(),
             clients: Box::new([const { OnceLock::new() }; CLIENTS_MAX]),
             clients_other: Number::default(),
         }
@@ -367,6 +369,10 @@ impl ShardMetrics {
 
     pub(crate) fn kms_stale_connection(&self) {
         self.kms_stale.add(1);
+    }
+
+    pub(crate) fn kms_resent(&self) {
+        self.kms_resent.add(1);
     }
 
     /// Counts a request under the language and version that its client library names.
@@ -539,9 +545,13 @@ impl MetricsHub {
             ),
             family(
                 "tsp_kms_connections_stale_total",
-                "Kept KMS connections found closed by the far end.",
+                "Kept KMS connections found closed by the far end, before a call or by one, which was then sent again.",
                 counter,
-                [(vec![], self.sum(|s| Some(&s.kms_stale)))],
+                [
+                    ("before_call", self.sum(|s| Some(&s.kms_stale))),
+                    ("in_call", self.sum(|s| Some(&s.kms_resent))),
+                ]
+                .map(|(noticed, sum)| (vec![label("noticed", noticed)], sum)),
             ),
             family(
                 "tsp_client_requests_total",

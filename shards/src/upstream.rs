@@ -492,9 +492,7 @@ impl<R: Rt> Pool<R> {
                 Err(Unanswered {
                     why: CallError::Http(_),
                     before_first_byte: true,
-                }) => {
-                    self.metrics.kms_stale_connection();
-                }
+                }) => self.metrics.kms_resent(),
                 result => return result.map_err(|unanswered| unanswered.why),
             }
         }
