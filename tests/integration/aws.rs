@@ -227,16 +227,6 @@ on_both! {
         });
     }
 
-    fn ten_thousand_keys_in_one_batch_under_256_open_files(io) {
-        let kms = FakeKms::obliging();
-        let file = config::file(&[AwsKms::unchecked(1, &kms.url()).toml(), tenant("acme", &[(1, As::Primary)])]);
-        let proxy = Setup::serve(io, &file).open_files_max(256).start();
-        let ids: Vec<_> = (0..10_000).map(|n| n.to_string()).collect();
-        let answer = proxy.call("document/batch-wrap", &request("acme", json!({ "documentIds": ids }))).ok();
-        assert_eq!(answer["failures"], json!({}));
-        assert_eq!(answer["keys"].as_object().map(serde_json::Map::len), Some(ids.len()));
-    }
-
     /// A tenant whose KMS hangs must not take the others' turns.
     fn a_hanging_kms_does_not_slow_another_tenant(io) {
         let hanging = FakeKms::asking();

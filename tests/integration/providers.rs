@@ -1,16 +1,26 @@
 //! The key operations on all four remote KMSs, played by `kmssim` behind TLS, which must be content with every request.
 
+use std::thread;
+
 use serde_json::{Map, Value, json};
 
 use crate::support::{
+    http::Request,
     kmssim::{LOCAL_TENANT, Provider, SampleShape, Simulator},
     metadata, on_both,
-    proxy::{Io, Proxy},
+    proxy::{API_KEY, Io, Proxy},
     request, text,
 };
 
 /// Keys in one batch.
 const BATCH_ITEMS: usize = 1_000;
+
+/// Operations that all need the same token at one time.
+const COLD_OPERATIONS: usize = 300;
+
+/// Resident memory of a proxy in whose life there were two batches of 10,000 wraps, in KiB. It was some 45 MiB; a KMS call that
+/// kept its buffers would add 100 MiB.
+const BATCH_PEAK_KIB_MAX: u64 = 96 * 1024;
 
 /// Every other way to prove oneself to these KMSs, and Azure's other place for keys.
 fn other_ways() -> SampleShape {
@@ -42,11 +52,13 @@ fn serves(io: Io, provider: Provider, shape: &SampleShape) {
     let ids: Vec<_> = (0..BATCH_ITEMS).map(|n| format!("document {n}")).collect();
     let ids = request(tenant, json!({ "documentIds": ids }));
     let wrapped = keys(&proxy.call("document/batch-wrap", &ids).ok());
+    assert_eq!(wrapped.len(), BATCH_ITEMS);
     let edeks = wrapped
         .iter()
         .map(|(id, key)| (id.clone(), key["edek"].clone()));
     let edeks = request(tenant, json!({ "edeks": edeks.collect::<Map<_, _>>() }));
     let unwrapped = keys(&proxy.call("document/batch-unwrap", &edeks).ok());
+    assert_eq!(unwrapped.len(), BATCH_ITEMS);
     for (id, key) in &wrapped {
         assert_eq!(unwrapped[id]["dek"], key["dek"], "{id}");
     }
@@ -65,9 +77,7 @@ fn serves(io: Io, provider: Provider, shape: &SampleShape) {
 #[track_caller]
 fn keys(answer: &Value) -> Map<String, Value> {
     assert_eq!(answer["failures"], json!({}));
-    let keys = answer["keys"].as_object().expect("there are keys").clone();
-    assert_eq!(keys.len(), BATCH_ITEMS);
-    keys
+    answer["keys"].as_object().expect("there are keys").clone()
 }
 
 on_both! {
@@ -121,5 +131,66 @@ on_both! {
         }
         assert_eq!(stations.len(), 11);
         simulator.assert_refused_none();
+    }
+
+    fn ten_thousand_keys_in_one_batch_under_256_open_files(io) {
+        let simulator = Simulator::start();
+        let proxy = simulator.setup(io).open_files_max(256).start();
+        let ids: Vec<_> = (0..10_000).map(|n| n.to_string()).collect();
+        for provider in [Provider::Aws, Provider::Thales] {
+            let order = request(simulator.tenant(provider), json!({ "documentIds": ids }));
+            assert_eq!(keys(&proxy.call("document/batch-wrap", &order).ok()).len(), ids.len());
+        }
+        let peak = proxy.memory_kib("VmHWM");
+        eprintln!("the peak is {peak} KiB");
+        assert!(peak < BATCH_PEAK_KIB_MAX, "the peak is {peak} KiB");
+        simulator.assert_refused_none();
+    }
+
+    /// Every connection is closed at a moment when the next call may be on it already. No call fails of that.
+    fn a_far_end_that_closes_kept_connections_fails_no_call(io) {
+        let simulator = Simulator::start();
+        let proxy = simulator.proxy(io);
+        let order = Request::api("document/wrap", API_KEY, &metadata(simulator.tenant(Provider::Aws)));
+        let mut clients: Vec<_> = (0..4).map(|_| proxy.connect()).collect();
+        for _ in 0..50 {
+            thread::scope(|scope| {
+                scope.spawn(|| simulator.order("POST", "/connections/close", &Value::Null));
+                for client in &mut clients {
+                    scope.spawn(|| client.ask(&order).ok());
+                }
+            });
+        }
+        let stale = proxy.metrics();
+        let stale = ["before_call", "in_call"].map(|noticed| stale.count("tsp_kms_connections_stale_total", &[("noticed", noticed)]));
+        eprintln!("kept connections found closed before a call and in one: {stale:?}");
+        assert!(stale.iter().sum::<f64>() >= 1.0, "{stale:?}");
+        simulator.assert_refused_none();
+    }
+
+    fn cold_operations_on_all_shards_share_one_token(io) {
+        for (shape, provider, tokens) in [
+            (SampleShape::default(), Provider::Gcp, 0),
+            (SampleShape::default(), Provider::Azure, 1),
+            (SampleShape::default(), Provider::Thales, 1),
+            (other_ways(), Provider::Aws, 1),
+            (other_ways(), Provider::Gcp, 1),
+            (other_ways(), Provider::Azure, 1),
+        ] {
+            let simulator = Simulator::with(&shape);
+            // More shards than some machines have cores; and a token that takes its time, so that all operations wait for it.
+            let proxy = simulator.setup(io).env("TSP_SHARDS", "4").start();
+            simulator.order("POST", "/latency", &json!({ "target": { "operation": "token" }, "fixed_ms": 300 }));
+            let order = Request::api("document/wrap", API_KEY, &metadata(simulator.tenant(provider))).bytes();
+            let mut clients: Vec<_> = (0..COLD_OPERATIONS).map(|_| proxy.connect()).collect();
+            for client in &mut clients {
+                client.send(&order).expect("it can be sent");
+            }
+            for client in &mut clients {
+                client.answer().ok();
+            }
+            assert_eq!(simulator.requests(provider, "token"), tokens, "{provider:?}: {}", simulator.metrics());
+            simulator.assert_refused_none();
+        }
     }
 }

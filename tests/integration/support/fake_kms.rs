@@ -1,5 +1,5 @@
-//! A KMS whose every answer the test decides: to hold a request in flight, to cut it off, to be fast in great numbers.
-//! It checks no signature; tests/peers does.
+//! A KMS whose every answer the test decides: to hold a request in flight, to cut it off. It checks no signature; tests/peers
+//! and kmssim do.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -68,16 +68,7 @@ impl FakeKms {
         Self { address, calls }
     }
 
-    /// Answers every call at once.
-    pub(crate) fn obliging() -> Self {
-        let address = serve(|operation, body| Some(response(200, &success(operation, &body))));
-        Self {
-            address,
-            calls: channel().1,
-        }
-    }
-
-    /// As [`FakeKms::obliging`], with `date` in the header of that name.
+    /// Answers every call at once, with `date` in the header of that name.
     pub(crate) fn dated(date: &'static str) -> Self {
         let address = serve(move |operation, body| {
             let mut answer = response(200, &success(operation, &body));
