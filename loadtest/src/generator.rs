@@ -2,7 +2,8 @@
 //!
 //! Closed loop: every connection sends its next request when the last is answered. Open loop: requests have their times,
 //! at a set rate, and the latency of each counts from that time, not from when a connection was free for it; so a stall of the
-//! server shows in every request that it delayed.
+//! server shows in every request that it delayed. An open loop can pause now and then, so that what is idle in between comes
+//! to its end.
 
 use std::{
     cell::{Cell, RefCell},
@@ -47,6 +48,29 @@ pub struct Phase {
     pub length: Length,
     /// Requests per second for an open loop; `None` is a closed one.
     pub rate: Option<f64>,
+    /// Open loop only: pauses between the requests.
+    pub bursts: Option<Bursts>,
+}
+
+/// Requests at their rate, then a pause, and again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bursts {
+    /// Requests between two pauses, over all lanes.
+    pub requests: u64,
+    /// Shortest pause.
+    pub pause_min: Duration,
+    /// Longest pause.
+    pub pause_max: Duration,
+}
+
+impl Bursts {
+    /// Pause number `index`. Pauses are spread evenly between the two bounds, however many there are, and each run has the
+    /// same ones: steps of the golden ratio do that.
+    fn pause(&self, index: u64) -> Duration {
+        const STEP: f64 = 0.618_033_988_749_895;
+        let spread = self.pause_max.saturating_sub(self.pause_min);
+        self.pause_min + spread.mul_f64((index as f64 * STEP).fract())
+    }
 }
 
 /// What came of a phase.
@@ -199,9 +223,16 @@ impl Generator {
                 Length::Time(time) => Length::Time(time),
             };
             let rate = phase.rate.map(|rate| rate / lanes as f64);
-            lane.phases
-                .send(Phase { length, rate })
-                .map_err(|_| lane_died())?;
+            let bursts = phase.bursts.map(|bursts| Bursts {
+                requests: share_u64(bursts.requests, lanes, index).max(1),
+                ..bursts
+            });
+            let phase = Phase {
+                length,
+                rate,
+                bursts,
+            };
+            lane.phases.send(phase).map_err(|_| lane_died())?;
         }
         let mut sum: Option<Outcome> = None;
         for lane in &self.lanes {
@@ -258,6 +289,8 @@ struct Shared {
     calls: Arc<[Call]>,
     next_call: Cell<usize>,
     issued: Cell<u64>,
+    /// The pauses of an open loop so far, in all.
+    paused: Cell<Duration>,
     phase: Phase,
     began: Instant,
     outcome: RefCell<Outcome>,
@@ -277,6 +310,7 @@ async fn run_phase<R: Rt>(
         calls: Arc::clone(calls),
         next_call: Cell::new(*next_call),
         issued: Cell::new(0),
+        paused: Cell::new(Duration::ZERO),
         phase,
         began,
         outcome: RefCell::new(Outcome::new(began)?),
@@ -334,7 +368,15 @@ impl Shared {
             }
             Some(rate) => {
                 let _turn = self.turn.lock().await;
-                let wait = Duration::from_secs_f64(self.issued.get() as f64 / rate);
+                let issued = self.issued.get();
+                if let Some(bursts) = self.phase.bursts
+                    && issued > 0
+                    && issued.is_multiple_of(bursts.requests)
+                {
+                    let pause = bursts.pause(issued / bursts.requests);
+                    self.paused.set(self.paused.get() + pause);
+                }
+                let wait = Duration::from_secs_f64(issued as f64 / rate) + self.paused.get();
                 let intended = self.began + wait;
                 self.issue(intended)?;
                 until(rt, intended).await;

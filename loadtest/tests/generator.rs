@@ -22,7 +22,7 @@ use serde_json::Value;
 use tsp_loadtest::{
     client::{Failure, Target},
     compare,
-    generator::{self, Generator, Length, Outcome, Phase},
+    generator::{self, Bursts, Generator, Length, Outcome, Phase},
     report::{Report, Setup},
     scenario::Scenario,
 };
@@ -144,6 +144,7 @@ fn requests(requests: u64) -> Phase {
     Phase {
         length: Length::Requests(requests),
         rate: None,
+        bursts: None,
     }
 }
 
@@ -228,6 +229,7 @@ fn an_open_loop_sends_at_its_rate_and_counts_from_the_intended_start() {
     let phase = Phase {
         length: Length::Requests(50),
         rate: Some(1_000.0),
+        bursts: None,
     };
     let outcome = run(Scenario::Wrap, Fault::None, phase);
     assert_eq!((outcome.answered(), outcome.failed()), (50, 0));
@@ -245,10 +247,29 @@ fn an_open_loop_sends_at_its_rate_and_counts_from_the_intended_start() {
 }
 
 #[test]
+fn an_open_loop_pauses_between_bursts() {
+    let bursts = Bursts {
+        requests: 20,
+        pause_min: Duration::from_millis(20),
+        pause_max: Duration::from_millis(30),
+    };
+    let phase = Phase {
+        length: Length::Requests(60),
+        rate: Some(100_000.0),
+        bursts: Some(bursts),
+    };
+    let outcome = run(Scenario::Wrap, Fault::None, phase);
+    assert_eq!((outcome.answered(), outcome.failed()), (60, 0));
+    // Three bursts have two pauses between them, the second of which is not the shortest.
+    assert!(outcome.ended - outcome.began > Duration::from_millis(40));
+}
+
+#[test]
 fn a_phase_can_be_of_a_length_in_time() {
     let phase = Phase {
         length: Length::Time(Duration::from_millis(30)),
         rate: Some(1_000.0),
+        bursts: None,
     };
     let outcome = run(Scenario::Wrap, Fault::None, phase);
     // By the requests' intended times, so the number is exact: 15 per lane.

@@ -478,6 +478,8 @@ fn idle_connections_are_closed_after_their_time_or_at_once() {
     bench.log_in(&mut connection);
     bench.order("POST", "/connections/close", Value::Null);
     assert_eq!(connection.rest(), (Vec::new(), None));
+    let metrics = bench.order("GET", "/metrics", Value::Null);
+    assert_eq!(metrics["connections"]["closed"], 2);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use serde::Serialize;
 use tsp_loadtest::{
     client::Target,
     compare::{self, Comparison, Variant},
-    generator::{self, Generator, Length, Phase},
+    generator::{self, Bursts, Generator, Length, Phase},
     report::Setup,
     scenario::Scenario,
 };
@@ -70,6 +70,16 @@ struct Run {
     /// times. Without it every connection waits for its answer.
     #[arg(long)]
     rate: Option<f64>,
+    /// Pauses after so many requests of an open loop, each time for as long as --pause-ms says.
+    #[arg(long, requires_all = ["rate", "pause_ms"])]
+    burst: Option<u64>,
+    /// Length of the pauses: from MIN to MAX ms, evenly spread, as MIN-MAX.
+    #[arg(long, requires = "burst")]
+    pause_ms: Option<String>,
+    /// Asks nothing before the measurement, so that the proxy meets the load cold: no warm-up, and no check that it unwraps
+    /// what it wrapped.
+    #[arg(long, conflicts_with = "warm_up")]
+    cold: bool,
     /// CPUs for the generator, one thread each, such as 1 or 2-3. One thread on any CPU if not given.
     #[arg(long)]
     cores: Option<String>,
@@ -173,6 +183,10 @@ fn run_load(run: &Run) -> Result<(), Error> {
         // A rate whose period is not a duration is no rate.
         positive("--rate", rate)?;
     }
+    let bursts = run
+        .burst
+        .map(|requests| bursts(run, requests))
+        .transpose()?;
     let api_key = env::var("API_KEY")
         .map_err(|_| Error::Usage("the environment has no API_KEY of the proxy".to_owned()))?;
     let address = address(&run.target, run.allow_host.as_deref())?;
@@ -180,16 +194,28 @@ fn run_load(run: &Run) -> Result<(), Error> {
         .ok_or_else(|| Error::Usage("API_KEY could not stand in a header".to_owned()))?;
 
     let load = &run.load;
-    let calls = generator::prepare(&target, load.scenario, &load.tenants)?
-        .map_err(|why| Error::Failed(format!("the proxy does not work: {why}")))?;
+    let calls = if run.cold {
+        if load.scenario.unwraps() {
+            let why = "--cold is for scenarios that need no EDEKs from before";
+            return Err(Error::Usage(why.to_owned()));
+        }
+        load.scenario.calls(&load.tenants, &[])
+    } else {
+        generator::prepare(&target, load.scenario, &load.tenants)?
+            .map_err(|why| Error::Failed(format!("the proxy does not work: {why}")))?
+    };
     let generator = Generator::start(&target, &calls, load.connections, &lanes)?;
-    generator.run(Phase {
-        length: Length::Requests(load.warm_up),
-        rate: None,
-    })?;
+    if !run.cold {
+        generator.run(Phase {
+            length: Length::Requests(load.warm_up),
+            rate: None,
+            bursts: None,
+        })?;
+    }
     let phase = Phase {
         length,
         rate: run.rate,
+        bursts,
     };
     let setup = Setup::new(load.scenario, load.connections, lanes.len(), run.rate);
     let report = compare::run_watched(&generator, phase, run.server_pid, setup)?;
@@ -275,6 +301,25 @@ fn positive(option: &str, number: f64) -> Result<Duration, Error> {
     }
 }
 
+/// Bursts of so many requests, with the pauses that `run` asks for.
+fn bursts(run: &Run, requests: u64) -> Result<Bursts, Error> {
+    let pauses = run.pause_ms.as_deref().and_then(|text| {
+        let (min, max) = text.split_once('-')?;
+        let ms = |number: &str| number.parse().ok().map(Duration::from_millis);
+        Some((ms(min)?, ms(max)?))
+    });
+    match pauses {
+        Some((pause_min, pause_max)) if requests > 0 && pause_min <= pause_max => Ok(Bursts {
+            requests,
+            pause_min,
+            pause_max,
+        }),
+        _ => Err(Error::Usage(
+            "--burst begins at 1, and --pause-ms is MIN-MAX".to_owned(),
+        )),
+    }
+}
+
 /// The proxy's address. Load goes to loopback only, unless the host was named twice.
 fn address(target: &str, allowed: Option<&str>) -> Result<SocketAddr, Error> {
     let split = target
@@ -333,5 +378,24 @@ mod tests {
                 "{number}"
             );
         }
+    }
+
+    #[test]
+    fn pauses_have_two_bounds_and_need_a_rate() {
+        let run = |arguments: &[&str]| {
+            let all = ["loadgen", "run", "wrap"].iter().chain(arguments);
+            let command = Cli::try_parse_from(all).ok()?.command;
+            let Command::Run(run) = command else {
+                return None;
+            };
+            bursts(&run, run.burst?).ok()
+        };
+        let good = run(&["--rate", "9", "--burst", "3", "--pause-ms", "10-20"]).unwrap();
+        assert_eq!((good.requests, good.pause_min.as_millis()), (3, 10));
+        for bad in ["10", "20-10", "a-b", ""] {
+            assert!(run(&["--rate", "9", "--burst", "3", "--pause-ms", bad]).is_none());
+        }
+        assert!(run(&["--rate", "9", "--burst", "0", "--pause-ms", "1-2"]).is_none());
+        assert!(run(&["--burst", "3", "--pause-ms", "1-2"]).is_none());
     }
 }

@@ -50,6 +50,8 @@ pub(crate) struct Counts {
 pub(crate) struct Connections {
     pub(crate) accepted: u64,
     pub(crate) open: u64,
+    /// Closed by the simulator, which was told to or found them idle for too long.
+    pub(crate) closed: u64,
     pub(crate) handshakes: u64,
     pub(crate) resumed: u64,
     pub(crate) handshakes_failed: u64,

@@ -190,6 +190,7 @@ impl<R: Rt> Service<R> {
             let idle_too_long = self.is_idle_too_long(desk, &mut idle_timer, cx);
             if (told || idle_too_long) && !closing {
                 closing = true;
+                self.sim.borrow_mut().journal.connections.closed += 1;
                 Pin::new(&mut connection).graceful_shutdown();
                 cx.waker().wake_by_ref();
             }
