@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::support::{
     http::Request,
-    kmssim::{LOCAL_TENANT, Provider, SampleShape, Simulator},
+    kmssim::{ClientKey, LOCAL_TENANT, Provider, SampleShape, Simulator},
     metadata, on_both,
     proxy::{API_KEY, Io, Proxy},
     request, text,
@@ -190,6 +190,53 @@ on_both! {
                 client.answer().ok();
             }
             assert_eq!(simulator.requests(provider, "token"), tokens, "{provider:?}: {}", simulator.metrics());
+            simulator.assert_refused_none();
+        }
+    }
+
+    fn what_was_wrapped_before_a_rotation_can_be_unwrapped_after_it(io) {
+        let simulator = Simulator::start();
+        let proxy = simulator.proxy(io);
+        for provider in Provider::ALL {
+            let tenant = simulator.tenant(provider);
+            let before = proxy.call("document/wrap", &metadata(tenant)).ok();
+            let key = match &simulator.client(provider).key {
+                ClientKey::Aws { key_id, .. } | ClientKey::Thales { key_id, .. } => key_id,
+                ClientKey::Gcp { crypto_key_id, .. } => crypto_key_id,
+                ClientKey::Azure { key_name, .. } => key_name,
+            };
+            let rotate = json!({ "provider": provider.as_str(), "key": key, "action": "rotate" });
+            simulator.order("POST", "/keys", &rotate);
+            let after = proxy.call("document/wrap", &metadata(tenant)).ok();
+            for wrapped in [before, after] {
+                let edek = text(&wrapped, "edek");
+                assert_eq!(unwrap(&proxy, tenant, edek)["dek"], wrapped["dek"], "{provider:?}");
+            }
+        }
+        simulator.assert_refused_none();
+    }
+
+    /// Signatures, assertions and tokens are bound to the time. A KMS whose clock is far off refuses a first request, at most;
+    /// its own `Date` tells how far.
+    fn a_clock_that_is_minutes_off_is_met_with_the_kmss_own_time(io) {
+        for (shape, skew_s) in [(SampleShape::default(), 400), (SampleShape::default(), -400), (other_ways(), 400), (other_ways(), -400)] {
+            let simulator = Simulator::with(&shape);
+            let proxy = simulator.proxy(io);
+            // One connection is one shard: each learns of the clocks by itself.
+            let mut client = proxy.connect();
+            let mut wrap_everywhere = || {
+                for known in &simulator.clients {
+                    client.ask(&Request::api("document/wrap", API_KEY, &metadata(&known.tenant))).ok();
+                }
+            };
+            simulator.order("POST", "/clock", &json!({ "skew_s": skew_s }));
+            wrap_everywhere();
+            let refused = simulator.order("GET", "/requests/refused", &Value::Null);
+            let refused = refused.as_array().expect("it is a list");
+            assert!(!refused.is_empty() && refused.len() <= Provider::ALL.len(), "{refused:?}");
+            assert!(refused.iter().all(|record| record["why"] == "clock"), "{refused:?}");
+            simulator.order("DELETE", "/requests", &Value::Null);
+            wrap_everywhere();
             simulator.assert_refused_none();
         }
     }

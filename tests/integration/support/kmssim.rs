@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde_json::Value;
 use tempfile::TempDir;
-pub(crate) use tsp_loadtest::kmssim::{Client, Provider, SampleShape};
+pub(crate) use tsp_loadtest::kmssim::{Client, ClientKey, Provider, SampleShape};
 use tsp_loadtest::kmssim::{Kmssim, Options, Sample, TspConfig};
 
 use super::{
@@ -69,12 +69,18 @@ impl Simulator {
         self.folder.path().join("ca.pem")
     }
 
-    /// The first tenant whose key is at `provider`.
+    /// The first tenant whose key is at `provider`, with all it knows.
     #[track_caller]
-    pub(crate) fn tenant(&self, provider: Provider) -> &str {
+    pub(crate) fn client(&self, provider: Provider) -> &Client {
         let mut clients = self.clients.iter();
         let found = clients.find(|client| client.key.provider() == provider);
-        &found.expect("the sample has such a tenant").tenant
+        found.expect("the sample has such a tenant")
+    }
+
+    /// Its name.
+    #[track_caller]
+    pub(crate) fn tenant(&self, provider: Provider) -> &str {
+        &self.client(provider).tenant
     }
 
     /// The tenants' configuration file: those of the sample, and [`LOCAL_TENANT`].
