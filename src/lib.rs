@@ -274,6 +274,8 @@ fn run_logged(
         None => (None, None),
     };
     let (scrape, scrapes) = crossbeam_channel::bounded(SCRAPES_WAITING_MAX);
+    // Nobody stores secrets yet, so none can be created.
+    let (secrets, _) = crossbeam_channel::bounded(1);
     let shards = ShardSet::spawn(ShardsConfig {
         listen: config.http,
         backend: probe.backend,
@@ -282,6 +284,7 @@ fn run_logged(
         limits: Limits::default(),
         events: events_config,
         scrape,
+        secrets,
         instance: u64::from_le_bytes(instance),
     })
     .map_err(|error| match error {

@@ -44,6 +44,7 @@ impl Loaded {
             version,
             kms,
             tenants,
+            secrets: Vec::new(),
         };
         let (snapshot, rejected) = Snapshot::from_doc(doc, allow_local);
         left_out.extend(

@@ -3,6 +3,7 @@
 //! The order of checks is part of the contract: API key, route, body, tenant, primary, EDEK, config, KMS.
 
 mod batch;
+mod derive;
 mod event;
 mod rekey;
 mod report;
@@ -165,6 +166,7 @@ async fn answer<R: Rt>(
         Endpoint::BatchWrap => batch::batch_wrap(op, bytes).await,
         Endpoint::BatchUnwrap => batch::batch_unwrap(op, bytes).await,
         Endpoint::Rekey => rekey::rekey(op, bytes).await,
+        Endpoint::Derive => derive::derive(op, bytes).await,
         Endpoint::SecurityEvent | Endpoint::ReportOperations | Endpoint::Other => {
             Err(OpError::UnknownPath)
         }
@@ -180,6 +182,7 @@ fn route(path: &str) -> Option<Endpoint> {
         "document/rekey" => Endpoint::Rekey,
         "document/report-operations" => Endpoint::ReportOperations,
         "event/security-event" => Endpoint::SecurityEvent,
+        "key/derive-with-secret-path" => Endpoint::Derive,
         _ => return None,
     })
 }

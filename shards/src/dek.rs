@@ -40,15 +40,28 @@ pub(crate) async fn wrap<R: Rt>(
     dek: &Dek,
     deadline: Instant,
 ) -> Result<Vec<u8>, OpError> {
+    let blob = wrap_key(core, tenant, config, dek, deadline).await?;
+    core.metrics.key_operation(KeyOperation::Wrap);
+    Ok(edek::encode_unleased(config.id, &blob))
+}
+
+/// Has the KMS of a config of `tenant`'s encrypt `key`, a DEK or another key of its size, and gives what it made.
+pub(crate) async fn wrap_key<R: Rt>(
+    core: &Core<R>,
+    tenant: &Tenant,
+    config: &KmsHandle,
+    key: &Dek,
+    deadline: Instant,
+) -> Result<Vec<u8>, OpError> {
     let kms = config
         .kms
         .as_ref()
         .ok_or(OpError::KmsConfigBroken(config.id))?;
-    let blob = match &**kms {
+    Ok(match &**kms {
         Kms::Local(local) => {
             let mut nonce = [0; 12];
             core.rt.random(&mut nonce);
-            local.wrap(tenant.id.as_str(), dek, nonce)
+            local.wrap(tenant.id.as_str(), key, nonce)
         }
         Kms::Remote(remote) => {
             let operation = Operation {
@@ -58,7 +71,7 @@ pub(crate) async fn wrap<R: Rt>(
                 remote: &**remote,
                 operation: KmsOperation::Wrap,
                 request: |token: Option<&Token>, session: &mut Session, now| {
-                    remote.wrap_request(dek, token, session, now)
+                    remote.wrap_request(key, token, session, now)
                 },
                 answer: |answer: &HttpAnswer<'_>| remote.read_wrap(answer),
             };
@@ -66,9 +79,7 @@ pub(crate) async fn wrap<R: Rt>(
                 .operate(&core.tokens, operation, deadline)
                 .await?
         }
-    };
-    core.metrics.key_operation(KeyOperation::Wrap);
-    Ok(edek::encode_unleased(config.id, &blob))
+    })
 }
 
 /// An EDEK that has been read and whose config may decrypt for the tenant.
@@ -77,12 +88,20 @@ pub(crate) struct Opened<'a> {
     pub(crate) config: &'a Rc<KmsHandle>,
 }
 
+impl Opened<'_> {
+    /// What the KMS gave; `None` if the key lies under a leased one.
+    pub(crate) fn blob(&self) -> Option<&[u8]> {
+        (self.entry.leased_key_id == 0).then_some(&self.entry.encrypted_dek_data)
+    }
+}
+
 /// Reads an EDEK and finds its config: the first entry that names an active config of `tenant`'s, primary or not.
 pub(crate) fn read_edek<'a>(tenant: &'a Tenant, base64: &str) -> Result<Opened<'a>, OpError> {
     find(tenant, edek::parse(base64)?)
 }
 
-fn find(tenant: &Tenant, edeks: EncryptedDeks) -> Result<Opened<'_>, OpError> {
+/// The first entry that names an active config of `tenant`'s.
+pub(crate) fn find(tenant: &Tenant, edeks: EncryptedDeks) -> Result<Opened<'_>, OpError> {
     let first = edeks
         .encrypted_deks
         .first()
@@ -107,7 +126,7 @@ pub(crate) async fn unwrap<R: Rt>(
 ) -> Result<Dek, OpError> {
     let entry = &edek.entry;
     let dek = if entry.leased_key_id == 0 {
-        kms_unwrap(
+        unwrap_key(
             core,
             tenant,
             edek.config,
@@ -122,7 +141,7 @@ pub(crate) async fn unwrap<R: Rt>(
         })?;
         let leased = find(tenant, leased)?;
         let blob = &leased.entry.encrypted_dek_data;
-        let leased_key = kms_unwrap(core, tenant, leased.config, blob, deadline).await?;
+        let leased_key = unwrap_key(core, tenant, leased.config, blob, deadline).await?;
         core.metrics.key_operation(KeyOperation::LeasedKeyUnwrap);
         open_leased(&leased_key, &entry.leased_key_iv, &entry.encrypted_dek_data)
             .map_err(OpError::InvalidLeasedEdek)?
@@ -131,7 +150,8 @@ pub(crate) async fn unwrap<R: Rt>(
     Ok(dek)
 }
 
-async fn kms_unwrap<R: Rt>(
+/// Has the KMS of a config of `tenant`'s decrypt what [`wrap_key`] gave.
+pub(crate) async fn unwrap_key<R: Rt>(
     core: &Core<R>,
     tenant: &Tenant,
     config: &KmsHandle,

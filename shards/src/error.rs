@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 use tsp_kms::{KmsError, Retry};
 use tsp_wire::{KmsConfigId, TspCode, api::DecodeError, edek::InvalidEdek};
 
-use crate::{events::NoRoom, metrics::RefusedBy};
+use crate::{events::NoRoom, metrics::RefusedBy, secrets::CreationError};
 
 /// Why an operation failed. Each variant says who caused it.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub(crate) enum OpError {
     Body(DecodeError),
     /// Client: more items in a batch than the limit.
     TooManyItems(usize),
+    /// Client: more secret paths in one derivation than the limit.
+    TooManySecretPaths(usize),
     /// Client or vendor: no such tenant, or none of its KMS configs is active.
     UnknownTenant,
     /// Vendor or tenant: nothing is primary.
@@ -42,6 +44,8 @@ pub(crate) enum OpError {
     KmsConfigBroken(KmsConfigId),
     /// The tenant's KMS, or the way to it.
     Kms(KmsError),
+    /// The tenant's KMS, or us: a new tenant secret could not be made or stored.
+    SecretNotCreated(CreationError),
     /// Us, or the logdriver: the event cannot be queued.
     EventRejected,
     /// Us: more work than the shard takes on at a time.
@@ -126,6 +130,11 @@ impl OpError {
             )
             .with_status(413)
             .by_limit(RefusedBy::BatchItemsMax),
+            Self::TooManySecretPaths(max) => request(
+                format!("Request body: more than {max} secret paths; send several requests.").into(),
+            )
+            .with_status(413)
+            .by_limit(RefusedBy::SecretPathsMax),
             Self::UnknownTenant => ErrorResponse::new(
                 TspCode::UnknownTenantOrNoActiveKmsConfigurations,
                 "No configurations available for the provided tenant.",
@@ -160,6 +169,10 @@ impl OpError {
                 },
                 ..ErrorResponse::new(why.kind().tsp_code(), why.to_string())
             },
+            Self::SecretNotCreated(why) => ErrorResponse::new(
+                TspCode::TenantSecretCreationFailed,
+                format!("A new tenant secret could not be created: {why}"),
+            ),
             Self::EventRejected => ErrorResponse::new(
                 TspCode::SecurityEventRejected,
                 "The event was not accepted: the queue to the log-event driver is full.",
@@ -211,6 +224,12 @@ impl From<KmsError> for OpError {
     }
 }
 
+impl From<CreationError> for OpError {
+    fn from(why: CreationError) -> Self {
+        Self::SecretNotCreated(why)
+    }
+}
+
 impl From<DecodeError> for OpError {
     fn from(why: DecodeError) -> Self {
         Self::Body(why)
@@ -231,6 +250,8 @@ impl From<NoRoom> for OpError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tsp_kms::{KmsKind, KmsOperation};
 
     use super::*;
@@ -248,6 +269,9 @@ mod tests {
             OpError::BodyTooSlow(Duration::from_secs(15)),
             OpError::BodyCutOff,
             OpError::TooManyItems(5),
+            OpError::TooManySecretPaths(5),
+            OpError::SecretNotCreated(CreationError::NotStored),
+            OpError::SecretNotCreated(CreationError::Wrap(Arc::new(OpError::NotReady))),
             OpError::UnknownTenant,
             OpError::NoPrimaryKmsConfig { tenant: tenant() },
             OpError::KmsConfigNotActive {

@@ -133,6 +133,25 @@ impl<R: Rt> Reporter<'_, R> {
             .await
     }
 
+    /// Reports that the proxy derived keys for `count` paths from `tenant`'s secrets of one secret path.
+    pub(crate) async fn derivation(
+        &self,
+        tenant: &TenantId,
+        event: &str,
+        count: usize,
+    ) -> Result<(), NoRoom> {
+        tracing::info!(
+            target: "tsp::ops",
+            tenant_id = %tenant,
+            ray_id = %self.ray_id,
+            count,
+            "{event}"
+        );
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.unasked(tenant.as_str(), event, EventSource::Tsp, count)
+            .await
+    }
+
     /// Reports `count` operations that a client says it did by itself: the application's word, not the proxy's.
     pub(crate) async fn reported(&self, event: &str, count: u64) -> Result<(), NoRoom> {
         self.unasked(self.metadata.tenant_id, event, EventSource::App, count)

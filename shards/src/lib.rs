@@ -16,6 +16,7 @@ mod limits;
 mod metrics;
 mod places;
 mod probe;
+mod secrets;
 mod shard;
 mod snapshot;
 mod tokens;
@@ -39,6 +40,7 @@ pub use self::{
     limits::Limits,
     metrics::MetricsHub,
     probe::{Open, Probe, ProbeError, ProbeFailure, Probed, Stage, Timing},
+    secrets::{SecretNotStored, SecretOffer},
     shard::{ApiKeys, Shard, ShardControl, ShardParts},
     snapshot::{Rejected, Snapshot, validate_kms},
 };
@@ -60,6 +62,8 @@ pub struct ShardsConfig {
     pub events: Option<EventsConfig>,
     /// Asks the control core for the metrics text, for `GET /metrics` on the API's port.
     pub scrape: Sender<oneshot::Sender<Bytes>>,
+    /// Takes new tenant secrets to the control plane, which stores them.
+    pub secrets: Sender<SecretOffer>,
     /// A random number of this process: tells its events' sequence from those of other processes.
     pub instance: u64,
 }
@@ -157,6 +161,7 @@ impl ShardSet {
             limits: config.limits.clone(),
             events: config.events.clone(),
             scrape: config.scrape.clone(),
+            secrets: config.secrets.clone(),
             instance: config.instance,
         });
         let shards = Shard::all(parts.collect());

@@ -26,8 +26,10 @@ pub struct Limits {
     pub inflight_max: usize,
     /// Requests of one tenant that one shard works on at a time: a tenant whose KMS hangs leaves room for the others.
     pub tenant_inflight_max: usize,
-    /// Items in one batch. With ids of a few bytes the body limit alone would allow millions.
+    /// Items in one batch, or keys in one derivation. With ids of a few bytes the body limit alone would allow millions.
     pub batch_items_max: usize,
+    /// Secret paths in one derivation. Each may cost two KMS calls, and one that has no secret gets one for ever.
+    pub secret_paths_max: usize,
     /// KMS calls that one batch has under way at a time.
     pub batch_fanout_max: usize,
     /// Longest time for a whole batch: SDKs give up at 20 s.
@@ -64,6 +66,7 @@ impl Default for Limits {
             inflight_max: 4_096,
             tenant_inflight_max: 2_048,
             batch_items_max: 50_000,
+            secret_paths_max: 1_000,
             batch_fanout_max: 64,
             batch_timeout: Duration::from_secs(18),
             kms_operation_timeout: Duration::from_secs(5),
@@ -80,6 +83,9 @@ impl Default for Limits {
 
 /// Items of a batch that are worked on before other tasks of the shard get a turn. Ten local wraps take about 20 µs.
 pub(crate) const BATCH_ITEMS_PER_TURN: usize = 16;
+
+/// Keys that are derived before other tasks of the shard get a turn. One takes about 2 µs.
+pub(crate) const DERIVED_KEYS_PER_TURN: usize = 32;
 
 /// How often a shard looks for connections that are over their time.
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(500);

@@ -4,6 +4,8 @@
 //! up all shards. Labels are closed enums, so that nothing a client sends can add a series; the client's own language
 //! and version, which are text, share a fixed number of slots.
 
+mod labels;
+
 use std::{
     fmt,
     sync::{
@@ -19,6 +21,9 @@ use prometheus::proto::{
 use tsp_kms::{KmsKind, KmsOperation};
 use tsp_wire::TspCode;
 
+pub(crate) use labels::{ClosedBy, Endpoint, KeyOperation, RefusedBy, SecretCreation};
+use labels::{KMS_KINDS, KMS_OPERATIONS, KMS_STATUSES, OUTCOMES, kms_index};
+
 /// Upper bounds of the duration histograms, in microseconds.
 const BUCKETS_US: [u64; 14] = [
     500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
@@ -30,129 +35,6 @@ const CLIENTS_MAX: usize = 32;
 
 /// Longest language or version text that is taken as a label, in bytes.
 const CLIENT_LABEL_BYTES_MAX: usize = 32;
-
-/// HTTP statuses of KMS answers that are told apart; the rest count as `other`, no answer at all as `none`.
-const KMS_STATUSES: [u16; 14] = [
-    200, 400, 401, 403, 404, 405, 409, 412, 422, 429, 500, 502, 503, 504,
-];
-
-macro_rules! labels {
-    ($(#[$doc:meta])* $name:ident { $($variant:ident => $text:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(crate) enum $name { $($variant),+ }
-
-        impl $name {
-            pub(crate) const ALL: &'static [Self] = &[$(Self::$variant),+];
-
-            pub(crate) const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $text),+ }
-            }
-
-            const fn index(self) -> usize { self as usize }
-        }
-    };
-}
-
-labels! {
-    /// The route of a request.
-    Endpoint {
-        Wrap => "document/wrap",
-        Unwrap => "document/unwrap",
-        BatchWrap => "document/batch-wrap",
-        BatchUnwrap => "document/batch-unwrap",
-        Rekey => "document/rekey",
-        ReportOperations => "document/report-operations",
-        SecurityEvent => "event/security-event",
-        Other => "other",
-    }
-}
-
-labels! {
-    /// Which successful cryptographic operation.
-    KeyOperation {
-        Wrap => "wrap",
-        Unwrap => "unwrap",
-        LeasedKeyWrap => "leased_key_wrap",
-        LeasedKeyUnwrap => "leased_key_unwrap",
-    }
-}
-
-labels! {
-    /// Why a client's connection was closed by us.
-    ClosedBy {
-        ConnectionsMax => "connections_max",
-        HeadBytesMax => "head_bytes_max",
-        HeadTimeout => "head_timeout",
-        IdleTimeout => "idle_timeout",
-        DrainDeadline => "drain_deadline",
-        BadHead => "bad_head",
-    }
-}
-
-labels! {
-    /// Why a request was refused before it was looked at.
-    RefusedBy {
-        BodyBytesMax => "body_bytes_max",
-        BodiesBytesMax => "bodies_bytes_max",
-        BodyTimeout => "body_timeout",
-        BatchItemsMax => "batch_items_max",
-        InflightMax => "inflight_max",
-        TenantInflightMax => "tenant_inflight_max",
-        KmsWaitersMax => "kms_waiters_max",
-    }
-}
-
-/// The KMS kind of a request's tenant, or none.
-const KMS_KINDS: [Option<KmsKind>; 6] = [
-    None,
-    Some(KmsKind::Aws),
-    Some(KmsKind::Gcp),
-    Some(KmsKind::Azure),
-    Some(KmsKind::Thales),
-    Some(KmsKind::Local),
-];
-
-const fn kms_index(kind: Option<KmsKind>) -> usize {
-    match kind {
-        None => 0,
-        Some(KmsKind::Aws) => 1,
-        Some(KmsKind::Gcp) => 2,
-        Some(KmsKind::Azure) => 3,
-        Some(KmsKind::Thales) => 4,
-        Some(KmsKind::Local) => 5,
-    }
-}
-
-const KMS_OPERATIONS: [KmsOperation; 3] = [
-    KmsOperation::Wrap,
-    KmsOperation::Unwrap,
-    KmsOperation::Token,
-];
-
-/// Every pair of HTTP status and TSP code that an answer can have.
-#[expect(
-    clippy::indexing_slicing,
-    reason = "evaluated by the compiler, which refuses a bad index"
-)]
-const OUTCOMES: [(u16, Option<TspCode>); 23] = {
-    let mut all = [(200, None); 23];
-    all[1] = (204, None);
-    let mut i = 0;
-    while i < TspCode::ALL.len() {
-        all[2 + i] = (TspCode::ALL[i].http_status(), Some(TspCode::ALL[i]));
-        i += 1;
-    }
-    let mut other = [404, 405, 413, 415].as_slice();
-    let mut at = 2 + TspCode::ALL.len();
-    while let [status, rest @ ..] = other {
-        all[at] = (*status, Some(TspCode::InvalidRequest));
-        at += 1;
-        other = rest;
-    }
-    all[at] = (503, Some(TspCode::UnknownError));
-    all
-};
 
 /// A number that one core writes and any core reads.
 #[derive(Debug, Default)]
@@ -229,6 +111,7 @@ pub(crate) struct ShardMetrics {
     kms_requests: Series,
     inflight: [Number; Endpoint::ALL.len()],
     key_operations: [Number; KeyOperation::ALL.len()],
+    secret_creations: [Number; SecretCreation::ALL.len()],
     closed: [Number; ClosedBy::ALL.len()],
     refused: [Number; RefusedBy::ALL.len()],
     connections: Number,
@@ -257,6 +140,7 @@ impl ShardMetrics {
             ),
             inflight: Default::default(),
             key_operations: Default::default(),
+            secret_creations: Default::default(),
             closed: Default::default(),
             refused: Default::default(),
             connections: Number::default(),
@@ -326,7 +210,17 @@ impl ShardMetrics {
     }
 
     pub(crate) fn key_operation(&self, operation: KeyOperation) {
+        self.key_operations(operation, 1);
+    }
+
+    pub(crate) fn key_operations(&self, operation: KeyOperation, count: usize) {
         if let Some(number) = self.key_operations.get(operation.index()) {
+            number.add(u64::try_from(count).unwrap_or(u64::MAX));
+        }
+    }
+
+    pub(crate) fn secret_creation(&self, outcome: SecretCreation) {
+        if let Some(number) = self.secret_creations.get(outcome.index()) {
             number.add(1);
         }
     }
@@ -483,11 +377,20 @@ impl MetricsHub {
             ),
             family(
                 "tsp_key_operations_total",
-                "Successful wraps and unwraps of DEKs and of leased keys.",
+                "Successful wraps and unwraps of DEKs, leased keys and tenant secrets; derived keys.",
                 counter,
                 KeyOperation::ALL.iter().map(|operation| {
                     let sum = self.sum(|s| s.key_operations.get(operation.index()));
                     (vec![label("operation", operation.as_str())], sum)
+                }),
+            ),
+            family(
+                "tsp_tenant_secret_creations_total",
+                "Creations of tenant secrets; `found` is one that another proxy had created.",
+                counter,
+                SecretCreation::ALL.iter().map(|outcome| {
+                    let sum = self.sum(|s| s.secret_creations.get(outcome.index()));
+                    (vec![label("outcome", outcome.as_str())], sum)
                 }),
             ),
             family(

@@ -29,6 +29,7 @@ use crate::{
     events::{Events, EventsConfig},
     limits::{Limits, SWEEP_INTERVAL},
     metrics::{ClosedBy, ShardMetrics},
+    secrets::{Creation, Home, SecretOffer},
     snapshot::{Snapshot, SnapshotSlot},
     tokens::{Exchange, Tokens},
     upstream::Upstream,
@@ -85,6 +86,8 @@ pub struct ShardParts {
     pub events: Option<EventsConfig>,
     /// Asks the control core for the metrics text.
     pub scrape: Sender<oneshot::Sender<Bytes>>,
+    /// Takes new tenant secrets to the control plane, which stores them.
+    pub secrets: Sender<SecretOffer>,
     /// A random number of this process: tells its events' sequence from those of other processes.
     pub instance: u64,
 }
@@ -148,6 +151,7 @@ pub struct Shard {
     metrics: Arc<ShardMetrics>,
     version: Arc<AtomicU64>,
     exchange: Exchange,
+    home: Home,
 }
 
 /// The state that all tasks of one shard share. It never leaves its thread.
@@ -162,6 +166,7 @@ pub(crate) struct Core<R: Rt> {
     pub(crate) admission: Admission,
     pub(crate) upstream: Rc<Upstream<R>>,
     pub(crate) tokens: Rc<Tokens<R>>,
+    pub(crate) creation: Creation,
     pub(crate) events: Rc<Events<R>>,
     pub(crate) connections: Rc<Connections>,
     pub(crate) metrics: Arc<ShardMetrics>,
@@ -211,10 +216,11 @@ impl Shard {
     #[must_use]
     pub fn all(parts: Vec<ShardParts>) -> Vec<(Self, ShardControl)> {
         let exchanges = Exchange::among(parts.len());
+        let homes = Home::among(parts.len());
         (0..)
             .zip(parts)
-            .zip(exchanges)
-            .map(|((index, parts), exchange)| {
+            .zip(exchanges.into_iter().zip(homes))
+            .map(|((index, parts), (exchange, home))| {
                 let (snapshots_in, snapshots) = mailbox::latest();
                 let (commands_in, commands) = mailbox::bounded(COMMANDS_MAX);
                 let metrics = Arc::new(ShardMetrics::new());
@@ -234,6 +240,7 @@ impl Shard {
                         metrics,
                         version,
                         exchange,
+                        home,
                     },
                     control,
                 )
@@ -251,6 +258,7 @@ impl Shard {
             metrics,
             version,
             exchange,
+            home,
         } = self;
         let limits = Rc::new(parts.limits);
         let upstream = Rc::new(Upstream::new(
@@ -261,6 +269,7 @@ impl Shard {
         let core = Rc::new(Core {
             tokens: Tokens::start(rt.clone(), Rc::clone(&upstream), exchange),
             upstream,
+            creation: Creation::new(&home, parts.secrets),
             events: Rc::new(Events::new(
                 rt.clone(),
                 parts.events,
@@ -285,12 +294,14 @@ impl Shard {
         core.rt
             .spawn(accept(Rc::clone(&core), listener, stop, fail));
         core.rt.spawn(sweep(Rc::downgrade(&core)));
+        core.rt.spawn(home.serve(Rc::clone(&core)));
         let slot = Rc::clone(&core);
         core.rt.spawn(async move {
             while let Some(snapshot) = snapshots.recv().await {
                 if slot.slot.offer(&snapshot) {
                     if let Some(view) = slot.slot.load() {
                         slot.tokens.retain(&view.credentials());
+                        slot.creation.settle(&view, slot.rt.now());
                     }
                     let SnapshotVersion(number) = snapshot.version();
                     version.store(number, Release);

@@ -13,18 +13,26 @@ use tsp_kms::{CredentialId, Kms, KmsKind, Session};
 use tsp_rt::tls::ClientTls;
 use tsp_wire::{
     KmsConfigId, SnapshotVersion, TenantId,
-    snapshot::{KmsConfigDoc, KmsKeyDoc, SnapshotDoc, TenantDoc},
+    snapshot::{KmsConfigDoc, KmsKeyDoc, SnapshotDoc, TenantDoc, TenantSecretDoc},
 };
 
 use crate::{
     admission::{TenantLoad, TenantNumber},
     breaker::{Breaker, RetryBudget},
+    secrets::SecretTable,
 };
 
-/// All tenants and KMS configs of one moment: validated, immutable, shared by all cores.
+/// All tenants, KMS configs and tenant secrets of one moment: validated, immutable, shared by all cores.
 #[derive(Debug)]
 pub struct Snapshot {
     version: SnapshotVersion,
+    configs: Arc<Configs>,
+    secrets: Arc<SecretTable>,
+}
+
+/// What changes when somebody edits a configuration, and not when a tenant secret is created.
+#[derive(Debug)]
+struct Configs {
     kms: BTreeMap<KmsConfigId, KmsConfig>,
     tenants: BTreeMap<TenantId, Vec<Assignment>>,
 }
@@ -95,14 +103,44 @@ impl Snapshot {
                 });
             }
         }
+        let secrets = SecretTable::from_docs(&doc.secrets, &mut rejected);
         (
             Self {
                 version: doc.version,
-                kms,
-                tenants,
+                configs: Arc::new(Configs { kms, tenants }),
+                secrets: Arc::new(secrets),
             },
             rejected,
         )
+    }
+
+    /// The same tenants and KMS configs with other tenant secrets. Costs a shard nothing: its tables stay.
+    #[must_use]
+    pub fn with_secrets(
+        &self,
+        version: SnapshotVersion,
+        secrets: &[TenantSecretDoc],
+    ) -> (Self, Vec<Rejected>) {
+        let mut rejected = Vec::new();
+        let secrets = SecretTable::from_docs(secrets, &mut rejected);
+        (
+            Self {
+                version,
+                configs: Arc::clone(&self.configs),
+                secrets: Arc::new(secrets),
+            },
+            rejected,
+        )
+    }
+
+    /// The same tenant secrets with the tenants and KMS configs of `other`, and its version.
+    #[must_use]
+    pub fn with_configs_of(&self, other: &Self) -> Self {
+        Self {
+            version: other.version,
+            configs: Arc::clone(&other.configs),
+            secrets: Arc::clone(&self.secrets),
+        }
     }
 
     /// The snapshot's place in the order of snapshots.
@@ -114,13 +152,19 @@ impl Snapshot {
     /// Number of tenants served.
     #[must_use]
     pub fn tenant_count(&self) -> usize {
-        self.tenants.len()
+        self.configs.tenants.len()
     }
 
     /// Number of KMS configs, those that do not validate included.
     #[must_use]
     pub fn kms_config_count(&self) -> usize {
-        self.kms.len()
+        self.configs.kms.len()
+    }
+
+    /// Number of tenant secrets, archived ones included.
+    #[must_use]
+    pub fn secret_count(&self) -> usize {
+        self.secrets.count()
     }
 }
 
@@ -177,6 +221,16 @@ fn validate_tenant(
 #[derive(Debug)]
 pub(crate) struct View {
     pub(crate) version: SnapshotVersion,
+    /// What the tables were made from.
+    configs: Arc<Configs>,
+    tables: Rc<Tables>,
+    /// Shared by all cores: only its owners' count is ever written, and that when a snapshot comes or goes.
+    pub(crate) secrets: Arc<SecretTable>,
+}
+
+/// Tenants and KMS configs, with this shard's own state for them.
+#[derive(Debug)]
+struct Tables {
     tenants: HashMap<TenantId, Rc<Tenant>>,
     kms: HashMap<KmsConfigId, Rc<KmsHandle>>,
     /// The number that the next new tenant gets.
@@ -212,13 +266,51 @@ pub(crate) struct KmsState {
 }
 
 impl View {
-    /// Builds this shard's tables; what `previous` knows of loads and sessions goes on.
+    /// Builds this shard's tables, or takes those of `previous` if only secrets have changed.
     pub(crate) fn build(snapshot: &Snapshot, previous: Option<&Self>) -> Self {
-        let kms: HashMap<_, _> = snapshot
+        let tables = match previous {
+            Some(previous) if Arc::ptr_eq(&previous.configs, &snapshot.configs) => {
+                Rc::clone(&previous.tables)
+            }
+            Some(_) | None => {
+                let previous = previous.map(|view| &*view.tables);
+                Rc::new(Tables::build(&snapshot.configs, previous))
+            }
+        };
+        Self {
+            version: snapshot.version,
+            configs: Arc::clone(&snapshot.configs),
+            tables,
+            secrets: Arc::clone(&snapshot.secrets),
+        }
+    }
+
+    /// The credentials that the configs fetch tokens for.
+    pub(crate) fn credentials(&self) -> HashSet<CredentialId> {
+        let remote = |config: &Rc<KmsHandle>| match config.kms.as_deref()? {
+            Kms::Local(_) => None,
+            Kms::Remote(remote) => remote.credential(),
+        };
+        self.tables.kms.values().filter_map(remote).collect()
+    }
+
+    /// The tenant, if it is known and has an active config.
+    pub(crate) fn tenant(&self, id: &str) -> Option<&Rc<Tenant>> {
+        self.tables
+            .tenants
+            .get(id)
+            .filter(|tenant| !tenant.active.is_empty())
+    }
+}
+
+impl Tables {
+    /// Builds them; what `previous` knows of loads and sessions goes on.
+    fn build(configs: &Configs, previous: Option<&Self>) -> Self {
+        let kms: HashMap<_, _> = configs
             .kms
             .iter()
             .map(|(id, config)| {
-                let before = previous.and_then(|view| view.kms.get(id));
+                let before = previous.and_then(|tables| tables.kms.get(id));
                 let state = before.map_or_else(Rc::default, |config| Rc::clone(&config.state));
                 (
                     *id,
@@ -230,14 +322,15 @@ impl View {
                 )
             })
             .collect();
-        let mut next_tenant = previous.map_or_else(TenantNumber::default, |view| view.next_tenant);
-        let tenants = snapshot
+        let mut next_tenant =
+            previous.map_or_else(TenantNumber::default, |tables| tables.next_tenant);
+        let tenants = configs
             .tenants
             .iter()
             .map(|(id, assignments)| {
                 let handle = |a: &Assignment| kms.get(&a.kms).map(Rc::clone);
                 let load = previous
-                    .and_then(|view| view.tenants.get(id))
+                    .and_then(|tables| tables.tenants.get(id))
                     .map(|tenant| tenant.load.share())
                     .unwrap_or_else(|| {
                         let number = next_tenant;
@@ -258,27 +351,10 @@ impl View {
             })
             .collect();
         Self {
-            version: snapshot.version,
             tenants,
             kms,
             next_tenant,
         }
-    }
-
-    /// The credentials that the configs fetch tokens for.
-    pub(crate) fn credentials(&self) -> HashSet<CredentialId> {
-        let remote = |config: &Rc<KmsHandle>| match config.kms.as_deref()? {
-            Kms::Local(_) => None,
-            Kms::Remote(remote) => remote.credential(),
-        };
-        self.kms.values().filter_map(remote).collect()
-    }
-
-    /// The tenant, if it is known and has an active config.
-    pub(crate) fn tenant(&self, id: &str) -> Option<&Rc<Tenant>> {
-        self.tenants
-            .get(id)
-            .filter(|tenant| !tenant.active.is_empty())
     }
 }
 
@@ -323,7 +399,12 @@ impl SnapshotSlot {
 
 #[cfg(test)]
 mod tests {
-    use tsp_wire::{Secret, snapshot::AssignmentDoc};
+    use tsp_wire::{
+        Secret,
+        derive::{RotationStatus, SecretType},
+        edek,
+        snapshot::AssignmentDoc,
+    };
 
     use super::*;
 
@@ -375,6 +456,7 @@ mod tests {
             version: SnapshotVersion(version),
             kms,
             tenants,
+            secrets: Vec::new(),
         }
     }
 
@@ -488,6 +570,36 @@ mod tests {
             all[0] != all[1] && all[1] != all[2] && all[0] != all[2],
             "{all:?}"
         );
+    }
+
+    #[test]
+    fn other_secrets_leave_the_tables_as_they_are() {
+        let slot = SnapshotSlot::default();
+        let tenants = vec![tenant("acme", &[(1, true, true)])];
+        let (first, _) = Snapshot::from_doc(doc(1, vec![local(1)], tenants), true);
+        let secret = |id| TenantSecretDoc {
+            id,
+            tenant: "acme".into(),
+            secret_type: SecretType::Vector,
+            path: "p".into(),
+            status: RotationStatus::Current,
+            edek: edek::encode_unleased(KmsConfigId::new(1).unwrap(), b"blob"),
+        };
+        let (second, rejected) = first.with_secrets(SnapshotVersion(2), &[secret(7)]);
+        assert_eq!((rejected, second.secret_count()), (vec![], 1));
+        slot.offer(&first);
+        let before = slot.load().unwrap();
+        assert!(slot.offer(&second));
+        let after = slot.load().unwrap();
+        assert!(Rc::ptr_eq(&before.tables, &after.tables));
+        let acme = &after.tenant("acme").unwrap().id;
+        let path = |view: &View| view.secrets.path(acme, SecretType::Vector, "p").is_some();
+        assert_eq!((path(&before), path(&after)), (false, true));
+
+        let (edited, _) = Snapshot::from_doc(doc(3, vec![local(2)], vec![]), true);
+        assert!(slot.offer(&second.with_configs_of(&edited)));
+        let edited = slot.load().unwrap();
+        assert!(path(&edited) && edited.tenant("acme").is_none());
     }
 
     #[test]

@@ -17,6 +17,7 @@ const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCA
 /// What a process with one shard would tell.
 pub(crate) fn scrape() -> (ShardSet, Arc<Scrape>) {
     let (asking, _asked) = crossbeam_channel::bounded(1);
+    let (secrets, _) = crossbeam_channel::bounded(1);
     let shards = ShardSet::spawn(ShardsConfig {
         listen: ANY_PORT,
         backend: Backend::Epoll,
@@ -25,6 +26,7 @@ pub(crate) fn scrape() -> (ShardSet, Arc<Scrape>) {
         limits: Limits::default(),
         events: None,
         scrape: asking,
+        secrets,
         instance: 1,
     })
     .unwrap();

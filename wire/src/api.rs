@@ -7,10 +7,12 @@ mod answer;
 mod error;
 mod request;
 
-pub use answer::{BatchAnswer, SecretBuf, VOID, error, unwrapped, wrapped};
+pub use answer::{
+    BatchAnswer, DeriveAnswer, Derived, DerivedPath, SecretBuf, VOID, error, unwrapped, wrapped,
+};
 pub use error::DecodeError;
 pub use request::{
-    BatchUnwrapRequest, BatchWrapRequest, EVENT_BYTES_MAX, Metadata, NESTING_MAX, OperationCounts,
-    Parser, RekeyRequest, ReportOperationsRequest, SecurityEventRequest, UnwrapRequest, VALUES_MAX,
-    WrapRequest,
+    BatchUnwrapRequest, BatchWrapRequest, DeriveRequest, EVENT_BYTES_MAX, Metadata, NESTING_MAX,
+    OperationCounts, Parser, RekeyRequest, ReportOperationsRequest, SECRET_PATH_BYTES_MAX,
+    SecurityEventRequest, UnwrapRequest, VALUES_MAX, WrapRequest,
 };

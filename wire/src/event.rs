@@ -16,6 +16,9 @@ pub const DATA_ENCRYPT: &str = "DATA_ENCRYPT";
 /// Name of the event that an unwrap makes, also per item of a batch and for the first side of a rekey.
 pub const DATA_DECRYPT: &str = "DATA_DECRYPT";
 
+/// Name of the event that a derivation makes for each of its secret paths; its count is the number of derivation paths.
+pub const DATA_DERIVE: &str = "DATA_DERIVE";
+
 /// The first millisecond of year 1 and the last of year 9999, which RFC 3339 ends with; since 1970.
 const TIMESTAMP_MS: (i64, i64) = (-62_135_596_800_000, 253_402_300_799_999);
 
@@ -34,7 +37,8 @@ pub struct SecurityEvent<'a> {
     pub ray_id: RayId,
     /// Who says so.
     pub source: EventSource,
-    /// How often it happened, from 1. More than once only where an application reports uses of a cached key.
+    /// How often it happened, from 1. More than once only for a derivation, and where an application reports uses of a
+    /// cached key.
     pub count: u64,
     /// Its place among all events of the proxy.
     pub sequence: Sequence,

@@ -1,6 +1,10 @@
 //! Identifiers: one type per kind, so that none can stand where another is meant.
 
-use std::{borrow::Borrow, fmt, num::NonZeroI32};
+use std::{
+    borrow::Borrow,
+    fmt,
+    num::{NonZeroI32, NonZeroU32},
+};
 
 /// The vendor's id of a tenant: 1 to 256 bytes of UTF-8 without control characters, case-sensitive.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,6 +77,37 @@ impl fmt::Display for KmsConfigId {
 }
 
 impl fmt::Debug for KmsConfigId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// The permanent number of a tenant secret, 1 to 2³²−1. SDKs write it in front of what they encrypt, so it is unique among
+/// all tenants and never reused.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TenantSecretId(NonZeroU32);
+
+impl TenantSecretId {
+    /// `None` unless `number` is 1 to 2³²−1.
+    #[must_use]
+    pub fn new(number: u64) -> Option<Self> {
+        Some(Self(NonZeroU32::new(u32::try_from(number).ok()?)?))
+    }
+
+    /// The number as ciphertexts carry it.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for TenantSecretId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for TenantSecretId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
     }
@@ -163,6 +198,15 @@ mod tests {
             KmsConfigId::new(i64::from(i32::MAX)).unwrap().number(),
             i32::MAX
         );
+    }
+
+    #[test]
+    fn tenant_secret_ids_are_32_bit_numbers_from_1() {
+        for bad in [0, u64::from(u32::MAX) + 1, u64::MAX] {
+            assert!(TenantSecretId::new(bad).is_none(), "{bad}");
+        }
+        let largest = TenantSecretId::new(u64::from(u32::MAX)).unwrap();
+        assert_eq!(largest.to_string(), "4294967295");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod api;
 mod code;
+pub mod derive;
 pub mod edek;
 pub mod event;
 mod ids;
@@ -13,5 +14,5 @@ mod secret;
 pub mod snapshot;
 
 pub use code::TspCode;
-pub use ids::{KmsConfigId, RayId, SnapshotVersion, TenantId};
+pub use ids::{KmsConfigId, RayId, SnapshotVersion, TenantId, TenantSecretId};
 pub use secret::{ApiKey, Dek, Secret};

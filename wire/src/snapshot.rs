@@ -2,7 +2,10 @@
 //!
 //! Plain structs, not yet checked. Credentials are in [`Secret`]; nothing here can be cloned or serialized.
 
-use crate::{Secret, SnapshotVersion};
+use crate::{
+    Secret, SnapshotVersion,
+    derive::{RotationStatus, SecretType},
+};
 
 /// The whole state of configurations at one version.
 #[derive(Debug)]
@@ -13,6 +16,8 @@ pub struct SnapshotDoc {
     pub kms: Vec<KmsConfigDoc>,
     /// All tenants.
     pub tenants: Vec<TenantDoc>,
+    /// All tenant secrets, also those of tenants that are not there.
+    pub secrets: Vec<TenantSecretDoc>,
 }
 
 /// One key in one KMS, and how to reach it.
@@ -159,6 +164,23 @@ pub struct AssignmentDoc {
     pub primary: bool,
 }
 
+/// One secret of a tenant's that keys are derived from. Wrapped, so it may be copied and printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantSecretDoc {
+    /// Its permanent number; valid as [`TenantSecretId`](crate::TenantSecretId) has it.
+    pub id: u64,
+    /// The vendor's id of the tenant.
+    pub tenant: String,
+    /// What keys are derived for.
+    pub secret_type: SecretType,
+    /// The path that chooses it. Any text, also none.
+    pub path: String,
+    /// At most one of a tenant's secrets of one type and path is current, and at most one in rotation.
+    pub status: RotationStatus,
+    /// The secret's 32 bytes as the tenant's KMS wrapped them: an EDEK, as bytes.
+    pub edek: Vec<u8>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,6 +263,7 @@ mod tests {
                     primary: true,
                 }],
             }],
+            secrets: Vec::new(),
         };
         for printed in [format!("{doc:?}"), format!("{doc:#?}")] {
             assert!(printed.contains("acme") && printed.contains("eu-central-1"));

@@ -94,7 +94,7 @@ fn push_failure(answer: &mut BatchAnswer, id: &str, why: &OpError) {
 }
 
 /// Does `work` for every item, a bounded number at a time, and gives the results in the items' order.
-async fn fan_out<R: Rt, I, T>(
+pub(super) async fn fan_out<R: Rt, I, T>(
     core: &Core<R>,
     items: &[I],
     work: impl AsyncFn(&I) -> Result<T, OpError>,

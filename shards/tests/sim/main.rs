@@ -10,6 +10,7 @@
     reason = "a test may fail by panicking"
 )]
 
+mod secrets;
 mod world;
 
 use std::{net::SocketAddr, rc::Rc, time::Duration};

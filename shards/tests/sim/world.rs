@@ -22,6 +22,8 @@ use tsp_wire::{
     snapshot::{AssignmentDoc, AssumeRoleDoc, KmsConfigDoc, KmsKeyDoc, SnapshotDoc, TenantDoc},
 };
 
+use crate::secrets::Keeper;
+
 const API_KEY: &str = "0123456789abcdef";
 /// Where each shard listens. In the simulation they cannot share an address as they do in life.
 fn shard_address(index: usize) -> SocketAddr {
@@ -260,7 +262,10 @@ pub(crate) struct World {
     assume_role: bool,
     pub(crate) events: crossbeam_channel::Receiver<Vec<u8>>,
     pub(crate) ended: Rc<Cell<bool>>,
+    /// Keeps the tenant secrets, as the control plane does.
+    pub(crate) keeper: Keeper,
     version: Cell<u64>,
+    published: RefCell<Option<Arc<Snapshot>>>,
 }
 
 /// How a world differs from the usual.
@@ -269,6 +274,8 @@ pub(crate) struct Setup {
     pub(crate) event_queue: usize,
     pub(crate) events_required: bool,
     pub(crate) shards: usize,
+    /// Places in the queue to whoever keeps the tenant secrets.
+    pub(crate) secret_queue: usize,
     /// Whether the KMS configs assume a role, and so need a token.
     pub(crate) assume_role: bool,
 }
@@ -280,9 +287,18 @@ impl Default for Setup {
             event_queue: 100_000,
             events_required: false,
             shards: 1,
+            secret_queue: 100,
             assume_role: false,
         }
     }
+}
+
+/// How the tenants' configs are assigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum As {
+    Primary,
+    Active,
+    Disabled,
 }
 
 /// A tenant's name, and the key of its primary config: config 1 for the first tenant, 2 for the second, and so on.
@@ -303,6 +319,7 @@ impl World {
         rt.spawn(Rc::clone(&kms).run());
         let (queue, events) = crossbeam_channel::bounded(setup.event_queue);
         let (scrape, _) = crossbeam_channel::bounded(1);
+        let (secrets, offers) = crossbeam_channel::bounded(setup.secret_queue);
         let key = ApiKey::new(API_KEY.to_owned()).unwrap();
         let api_keys = Arc::new(ApiKeys::new(key, None));
         let parts = (0..setup.shards).map(|_| ShardParts {
@@ -314,6 +331,7 @@ impl World {
                 required: setup.events_required,
             }),
             scrape: scrape.clone(),
+            secrets: secrets.clone(),
             instance: 1,
         });
         let ended = Rc::new(Cell::new(false));
@@ -335,15 +353,23 @@ impl World {
             assume_role: setup.assume_role,
             events,
             ended,
+            keeper: Keeper::default(),
             version: Cell::new(0),
+            published: RefCell::default(),
         });
         world.publish(tenants);
+        let keeping = Rc::clone(&world);
+        rt.spawn(async move { keeping.keep(offers).await });
         world
     }
 
     /// Publishes the next snapshot.
     pub(crate) fn publish(&self, tenants: TenantKeys<'_>) {
-        self.version.set(self.version.get() + 1);
+        self.publish_assigned(tenants, As::Primary);
+    }
+
+    /// Likewise, with every tenant's config assigned so.
+    pub(crate) fn publish_assigned(&self, tenants: TenantKeys<'_>, how: As) {
         let endpoint = format!("http://{KMS_HOST}:{}", KMS_ADDRESS.1);
         let config = |id, key: &str| KmsConfigDoc {
             id,
@@ -366,18 +392,25 @@ impl World {
             allow_insecure: true,
             ca_pem: None,
         };
+        // One that nothing was ever encrypted with, so that a tenant never is without.
+        const SPARE: i64 = 99;
         let assigned = |kms| {
-            vec![AssignmentDoc {
+            let assignment = |kms, active, primary| AssignmentDoc {
                 kms,
-                active: true,
-                primary: true,
-            }]
+                active,
+                primary,
+            };
+            vec![
+                assignment(kms, how != As::Disabled, how == As::Primary),
+                assignment(SPARE, true, how == As::Disabled),
+            ]
         };
         let doc = SnapshotDoc {
-            version: SnapshotVersion(self.version.get()),
+            version: self.next_version(),
             kms: (1..)
                 .zip(tenants)
                 .map(|(id, (_, key))| config(id, key))
+                .chain([config(SPARE, "spare")])
                 .collect(),
             tenants: (1..)
                 .zip(tenants)
@@ -386,14 +419,34 @@ impl World {
                     assignments: assigned(id),
                 })
                 .collect(),
+            secrets: self.keeper.secrets(),
         };
         let (snapshot, rejected) = Snapshot::from_doc(doc, false);
         assert!(rejected.is_empty(), "{rejected:?}");
+        self.publish_snapshot(snapshot);
+    }
+
+    /// Publishes the same tenants with the secrets that are kept now.
+    pub(crate) fn publish_secrets(&self) {
+        let published = self.published.borrow().clone().expect("one was published");
+        let version = self.next_version();
+        let (snapshot, rejected) = published.with_secrets(version, &self.keeper.secrets());
+        assert!(rejected.is_empty(), "{rejected:?}");
+        self.publish_snapshot(snapshot);
+    }
+
+    fn next_version(&self) -> SnapshotVersion {
+        self.version.set(self.version.get() + 1);
+        SnapshotVersion(self.version.get())
+    }
+
+    fn publish_snapshot(&self, snapshot: Snapshot) {
         let snapshot = Arc::new(snapshot);
         self.controls
             .borrow_mut()
             .iter_mut()
             .for_each(|control| control.publish(&snapshot));
+        self.published.replace(Some(snapshot));
     }
 
     /// The oldest snapshot that a shard works with.

@@ -1,11 +1,15 @@
 //! Answers, written by hand: their shape is fixed, and a serializer would not say how often it moves a secret.
 
+mod derived;
+
 use std::fmt;
 
 use base64::{Engine as _, encoded_len, prelude::BASE64_STANDARD};
 use zeroize::Zeroizing;
 
 use crate::{Dek, TspCode, json};
+
+pub use derived::{DeriveAnswer, Derived, DerivedPath};
 
 /// The body that says "done" where there is nothing to tell: exactly these four bytes, which some clients compare.
 pub const VOID: &[u8] = b"null";
@@ -77,7 +81,12 @@ impl fmt::Debug for SecretBuf {
 
 /// Length of padded base64; `usize::MAX`, which no buffer has room for, if that overflows.
 fn base64_bytes(bytes: &[u8]) -> usize {
-    encoded_len(bytes.len(), true).unwrap_or(usize::MAX)
+    base64_bytes_of(bytes.len())
+}
+
+/// The same of so many bytes.
+fn base64_bytes_of(bytes: usize) -> usize {
+    encoded_len(bytes, true).unwrap_or(usize::MAX)
 }
 
 /// Bytes of `{"dek":"…","edek":"…"}` for an EDEK.

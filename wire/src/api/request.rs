@@ -11,6 +11,7 @@ use simd_json::{Buffers, Tape};
 
 use self::decode::{Decode, Members};
 use super::DecodeError;
+use crate::derive::{DerivationType, SecretType};
 
 /// How deep objects and arrays may stand in each other. Requests need three; the rest is room for members that we
 /// ignore. The parser keeps one stack entry per level, on the heap.
@@ -24,6 +25,9 @@ pub const VALUES_MAX: usize = 1 << 20;
 
 /// Longest name of a security event, in bytes. The longest that a published SDK defines has 32.
 pub const EVENT_BYTES_MAX: usize = 256;
+
+/// Longest path that chooses a tenant secret, in bytes. It is stored for ever; those in use name a table or a field.
+pub const SECRET_PATH_BYTES_MAX: usize = 1024;
 
 /// Bodies above this size make the parser give its memory back afterwards, so that one big batch does not cost a
 /// shard tens of megabytes for ever. Bytes.
@@ -94,6 +98,20 @@ pub struct RekeyRequest<'a> {
     pub encrypted_document_key: &'a str,
     /// The tenant whose EDEK it shall become; valid as [`TenantId`] has it.
     pub new_tenant_id: &'a str,
+}
+
+/// `key/derive-with-secret-path`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeriveRequest<'a> {
+    /// Who asks, for which tenant.
+    pub metadata: Metadata<'a>,
+    /// Secret path and its derivation paths. Each secret path stands there once, and each derivation path once below it;
+    /// any of them may be empty, and a secret path has at most [`SECRET_PATH_BYTES_MAX`] bytes.
+    pub paths: Vec<(&'a str, Vec<&'a str>)>,
+    /// How the keys are derived.
+    pub derivation: DerivationType,
+    /// What they are for.
+    pub secret_type: SecretType,
 }
 
 /// How often an application used one DEK without asking the proxy.
@@ -184,6 +202,14 @@ impl Parser {
     /// # Errors
     /// [`DecodeError`] says what is wrong with the body.
     pub fn rekey<'a>(&mut self, body: &'a mut [u8]) -> Result<RekeyRequest<'a>, DecodeError> {
+        self.read(body)
+    }
+
+    /// Reads the body of `key/derive-with-secret-path`, unescaping strings in place.
+    ///
+    /// # Errors
+    /// [`DecodeError`] says what is wrong with the body.
+    pub fn derive<'a>(&mut self, body: &'a mut [u8]) -> Result<DeriveRequest<'a>, DecodeError> {
         self.read(body)
     }
 

@@ -8,14 +8,19 @@ use std::{
 use simd_json::{
     ValueType,
     prelude::{TypedScalarValue as _, TypedValue as _, ValueAsScalar as _, ValueIntoString as _},
-    tape::{Object, Value},
+    tape::{Array, Object, Value},
 };
 
 use super::{
-    BatchUnwrapRequest, BatchWrapRequest, EVENT_BYTES_MAX, Metadata, OperationCounts, RekeyRequest,
-    ReportOperationsRequest, SecurityEventRequest, UnwrapRequest, WrapRequest,
+    BatchUnwrapRequest, BatchWrapRequest, DeriveRequest, EVENT_BYTES_MAX, Metadata,
+    OperationCounts, RekeyRequest, ReportOperationsRequest, SECRET_PATH_BYTES_MAX,
+    SecurityEventRequest, UnwrapRequest, WrapRequest,
 };
-use crate::{TenantId, api::DecodeError};
+use crate::{
+    TenantId,
+    api::DecodeError,
+    derive::{DerivationType, SecretType},
+};
 
 /// Up to so many members are compared pairwise to find duplicates; above, a hash table is cheaper.
 const PAIRWISE_MEMBERS_MAX: usize = 8;
@@ -36,6 +41,9 @@ pub(super) struct Members<'t, 'a> {
     edeks: Option<Value<'t, 'a>>,
     new_tenant_id: Option<Value<'t, 'a>>,
     operations: Option<Value<'t, 'a>>,
+    paths: Option<Value<'t, 'a>>,
+    derivation_type: Option<Value<'t, 'a>>,
+    secret_type: Option<Value<'t, 'a>>,
     event: Option<Value<'t, 'a>>,
     timestamp_millis: Option<Value<'t, 'a>>,
 }
@@ -65,6 +73,9 @@ impl<'t, 'a> Members<'t, 'a> {
                 "edeks" => members.edeks = Some(value),
                 "newTenantId" => members.new_tenant_id = Some(value),
                 "operations" => members.operations = Some(value),
+                "paths" => members.paths = Some(value),
+                "derivationType" => members.derivation_type = Some(value),
+                "secretType" => members.secret_type = Some(value),
                 "event" => members.event = Some(value),
                 "timestampMillis" => members.timestamp_millis = Some(value),
                 _ => {}
@@ -156,6 +167,17 @@ impl<'a> Decode<'a> for RekeyRequest<'a> {
                 "encryptedDocumentKey",
             )?,
             new_tenant_id: tenant_id_in(members.new_tenant_id, "newTenantId")?,
+        })
+    }
+}
+
+impl<'a> Decode<'a> for DeriveRequest<'a> {
+    fn decode(members: &Members<'_, 'a>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            metadata: Metadata::decode(members)?,
+            paths: paths_in(members.paths)?,
+            derivation: derivation_in(members.derivation_type)?,
+            secret_type: secret_type_in(members.secret_type)?,
         })
     }
 }
@@ -333,17 +355,64 @@ fn document_ids_in<'a>(value: Option<Value<'_, 'a>>) -> Result<Vec<&'a str>, Dec
     let array = value
         .as_array()
         .ok_or_else(|| wrong_type(FIELD, "an array of strings", value))?;
+    strings_once(&array, "documentIds[*]")
+}
+
+/// The strings of an array, each once, in their order.
+fn strings_once<'a>(
+    array: &Array<'_, 'a>,
+    field: &'static str,
+) -> Result<Vec<&'a str>, DecodeError> {
     let mut seen = HashSet::with_capacity(array.len());
-    let mut ids = Vec::with_capacity(array.len());
-    for value in &array {
-        let id = value
+    let mut strings = Vec::with_capacity(array.len());
+    for value in array {
+        let string = value
             .into_string()
-            .ok_or_else(|| wrong_type("documentIds[*]", "a string", value))?;
-        if seen.insert(id) {
-            ids.push(id);
+            .ok_or_else(|| wrong_type(field, "a string", value))?;
+        if seen.insert(string) {
+            strings.push(string);
         }
     }
-    Ok(ids)
+    Ok(strings)
+}
+
+fn paths_in<'a>(value: Option<Value<'_, 'a>>) -> Result<Vec<(&'a str, Vec<&'a str>)>, DecodeError> {
+    let object = object_in(value, "paths")?;
+    let mut paths = Vec::with_capacity(object.len());
+    for (secret_path, value) in members_of(&object) {
+        const { assert!(SECRET_PATH_BYTES_MAX == 1024, "the text below says so") }
+        if secret_path.len() > SECRET_PATH_BYTES_MAX {
+            return Err(DecodeError::Invalid {
+                field: "paths",
+                must: "have no member whose name is longer than 1024 bytes",
+            });
+        }
+        let array = value
+            .as_array()
+            .ok_or_else(|| wrong_type("paths.*", "an array of strings", value))?;
+        paths.push((secret_path, strings_once(&array, "paths.*[*]")?));
+    }
+    Ok(paths)
+}
+
+fn derivation_in(value: Option<Value<'_, '_>>) -> Result<DerivationType, DecodeError> {
+    let field = "derivationType";
+    match string_in(value, field)? {
+        "sha512" => Ok(DerivationType::Sha512),
+        "sha256" => Ok(DerivationType::Sha256),
+        _ => Err(DecodeError::Invalid {
+            field,
+            must: "be `sha512` or `sha256`; this proxy has no `argon2`",
+        }),
+    }
+}
+
+fn secret_type_in(value: Option<Value<'_, '_>>) -> Result<SecretType, DecodeError> {
+    let field = "secretType";
+    SecretType::from_text(string_in(value, field)?).ok_or(DecodeError::Invalid {
+        field,
+        must: "be `search`, `deterministic` or `vector`",
+    })
 }
 
 fn edeks_in<'a>(value: Option<Value<'_, 'a>>) -> Result<Vec<(Cow<'a, str>, &'a str)>, DecodeError> {

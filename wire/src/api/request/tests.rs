@@ -637,6 +637,95 @@ fn reported_operations_are_whole_numbers_from_0() {
 }
 
 #[test]
+fn paths_may_be_empty_and_stand_there_once() {
+    let kinds = r#","derivationType":"sha512","secretType":"deterministic""#;
+    let body = wrap_with(&format!(
+        r#"{kinds},"paths":{{"b":["2"],"":["","x","","y","x"],"b":["1","1"],"none":[]}}"#
+    ));
+    parse!(derive, body, |result| {
+        let request = result.unwrap();
+        assert_eq!(
+            request.paths,
+            [("", vec!["", "x", "y"]), ("b", vec!["1"]), ("none", vec![])]
+        );
+        assert_eq!(request.derivation, DerivationType::Sha512);
+        assert_eq!(request.secret_type, SecretType::Deterministic);
+    });
+    let body = wrap_with(r#","derivationType":"sha256","secretType":"vector","paths":{}"#);
+    parse!(derive, body, |result| {
+        let request = result.unwrap();
+        assert!(request.paths.is_empty());
+        assert_eq!(request.derivation, DerivationType::Sha256);
+        assert_eq!(request.secret_type, SecretType::Vector);
+    });
+}
+
+#[test]
+fn a_derivation_says_what_it_wants() {
+    let long = format!(r#"{{"{}":[]}}"#, "p".repeat(SECRET_PATH_BYTES_MAX + 1));
+    let longest = format!(r#"{{"{}":[]}}"#, "p".repeat(SECRET_PATH_BYTES_MAX));
+    for (paths, derivation, secret_type, text) in [
+        (
+            "[]",
+            "sha512",
+            "search",
+            "field `paths` must be an object, not an array",
+        ),
+        (
+            r#"{"a":"b"}"#,
+            "sha512",
+            "search",
+            "field `paths.*` must be an array of strings, not a string",
+        ),
+        (
+            r#"{"a":["b",null]}"#,
+            "sha512",
+            "search",
+            "field `paths.*[*]` must be a string, not null",
+        ),
+        (
+            &long,
+            "sha512",
+            "search",
+            "field `paths` must have no member whose name is longer than 1024 bytes",
+        ),
+        (
+            "{}",
+            "argon2",
+            "search",
+            "field `derivationType` must be `sha512` or `sha256`; this proxy has no `argon2`",
+        ),
+        (
+            &longest,
+            "sha512",
+            "Deterministic",
+            "field `secretType` must be `search`, `deterministic` or `vector`",
+        ),
+    ] {
+        let body = wrap_with(&format!(
+            r#","paths":{paths},"derivationType":"{derivation}","secretType":"{secret_type}""#
+        ));
+        assert_eq!(refused!(derive, body), text);
+    }
+    for missing in ["paths", "derivationType", "secretType"] {
+        let members = [
+            ("paths", r#""paths":{}"#),
+            ("derivationType", r#""derivationType":"sha512""#),
+            ("secretType", r#""secretType":"search""#),
+        ];
+        let members: Vec<_> = members
+            .iter()
+            .filter(|(name, _)| *name != missing)
+            .map(|(_, text)| format!(",{text}"))
+            .collect();
+        assert_eq!(
+            refused!(derive, wrap_with(&members.concat())),
+            format!("missing field `{missing}`")
+        );
+    }
+}
+
+#[test]
 fn an_event_is_named_in_icl_fields_or_at_top_level() {
     for (top, icl, event) in [
         ("", r#","event":"USER_LOGIN""#, "USER_LOGIN"),
@@ -778,13 +867,14 @@ fn any_body() -> impl Strategy<Value = Json> {
             json!({
                 "tenantId": tenant, "iclFields": icl, "customFields": customs, "edeks": edeks,
                 "documentIds": edeks, "operations": edeks, "timestampMillis": timestamp,
-                "encryptedDocumentKey": key, "newTenantId": key, "event": key,
+                "encryptedDocumentKey": key, "newTenantId": key, "event": key, "paths": edeks,
+                "derivationType": "sha512", "secretType": "vector",
             })
         })
 }
 
 /// Gives `body` to every operation; none may panic. Parsing in place changes the body, hence the copies.
-fn try_all(body: &[u8]) -> [bool; 7] {
+fn try_all(body: &[u8]) -> [bool; 8] {
     let mut parser = Parser::new();
     [
         parser.wrap(&mut body.to_vec()).is_ok(),
@@ -792,6 +882,7 @@ fn try_all(body: &[u8]) -> [bool; 7] {
         parser.batch_wrap(&mut body.to_vec()).is_ok(),
         parser.batch_unwrap(&mut body.to_vec()).is_ok(),
         parser.rekey(&mut body.to_vec()).is_ok(),
+        parser.derive(&mut body.to_vec()).is_ok(),
         parser.report_operations(&mut body.to_vec()).is_ok(),
         parser.security_event(&mut body.to_vec()).is_ok(),
     ]
