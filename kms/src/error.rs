@@ -121,6 +121,18 @@ impl KmsError {
         .with_retry(retry)
     }
 
+    /// Whoever answers there has a certificate that checks, but not with the pinned public key. `why` says so in the
+    /// caller's own words, to which the pin that was met belongs: it is not cleaned, since that would cut the pin out.
+    #[must_use]
+    pub fn not_the_pinned_key(
+        provider: KmsKind,
+        operation: KmsOperation,
+        why: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        let why = Clean::ours_made(why.into());
+        Self::new(KmsErrorKind::Unreachable, provider, operation, why)
+    }
+
     /// A token was asked for where none is used: a defect of ours.
     pub(crate) fn without_tokens(provider: KmsKind) -> Self {
         Self::new(

@@ -13,7 +13,8 @@ use zeroize::Zeroizing;
 
 use crate::ConfigError;
 
-/// Where a KMS listens. Two configurations with equal endpoints can share connections.
+/// Where a KMS listens, and how it proves itself. Two configurations with equal endpoints share connections; what a
+/// connection is trusted for belongs to it, so that none is shared by those who ask for different proofs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// Whether to speak TLS. Only a configuration that explicitly allows insecure connections can be without.
@@ -296,5 +297,55 @@ impl fmt::Debug for HttpAnswer<'_> {
             .field("header_count", &self.headers.len())
             .field("body_bytes", &self.body.len())
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn endpoints_that_differ_in_their_proofs_are_not_the_same() {
+        let plain = || Endpoint::at("kms.example", Roots::Public);
+        let pem = |text: &str| Roots::Pem(text.into());
+        let all = [
+            plain(),
+            Endpoint {
+                tls: false,
+                ..plain()
+            },
+            Endpoint {
+                roots: pem("a"),
+                ..plain()
+            },
+            Endpoint {
+                roots: pem("b"),
+                ..plain()
+            },
+            Endpoint {
+                server_name: Some("other.example".to_owned()),
+                ..plain()
+            },
+            Endpoint {
+                spki_pin: Some([1; 32]),
+                ..plain()
+            },
+            Endpoint {
+                spki_pin: Some([2; 32]),
+                ..plain()
+            },
+        ];
+        let identities: HashSet<_> = all.iter().map(Endpoint::identity).collect();
+        assert_eq!(identities.len(), all.len());
+        let mut known = HashSet::new();
+        assert!(all.into_iter().all(|endpoint| known.insert(endpoint)));
+        assert!(known.contains(&plain()));
+        let again = Endpoint {
+            roots: pem("b"),
+            ..plain()
+        };
+        assert!(known.contains(&again), "the same text of another config");
     }
 }

@@ -37,6 +37,11 @@ impl Clean {
         Self(Cow::Borrowed(text))
     }
 
+    /// Takes words of our own that were put together at run time.
+    pub(crate) const fn ours_made(text: Cow<'static, str>) -> Self {
+        Self(text)
+    }
+
     /// Cleans a sentence.
     pub(crate) fn sentence(text: &str) -> Self {
         Self(Cow::Owned(clean(text, SENTENCE_CHARS_MAX)))

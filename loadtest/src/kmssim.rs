@@ -172,6 +172,7 @@ pub struct Kmssim {
     plain: Option<SocketAddr>,
     control: SocketAddr,
     authority: Authority,
+    spki_pin: String,
     stop: Option<mailbox::Sender<()>>,
     thread: Option<CoreThread>,
 }
@@ -186,8 +187,8 @@ impl Kmssim {
             Some(authority) => authority,
             None => Authority::generate()?,
         };
-        let (certificate, key) = authority.issue(&options.names)?;
-        let server_tls = tls::ServerTls::from_pem(&certificate, &key)
+        let issued = authority.issue(&options.names)?;
+        let server_tls = tls::ServerTls::from_pem(&issued.certificate_pem, &issued.key_pem)
             .map_err(|error| StartError::Certificate(error.to_string()))?;
         // Whether world and rules can be used must be known before the thread starts, which makes its own.
         drop(started(
@@ -221,6 +222,7 @@ impl Kmssim {
             plain,
             control,
             authority,
+            spki_pin: issued.spki_pin,
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -260,6 +262,13 @@ impl Kmssim {
     #[must_use]
     pub fn authority(&self) -> &Authority {
         &self.authority
+    }
+
+    /// The pin of its certificate's public key, which is new at each start: `sha256/` and the base64 of the hash of its
+    /// `SubjectPublicKeyInfo`.
+    #[must_use]
+    pub fn spki_pin(&self) -> &str {
+        &self.spki_pin
     }
 
     /// Waits until it ends by itself, which it does only if it died; the text says of what.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use crate::tls::{OtherKey, SpkiPin};
+
 /// Why a name, a connection or a TLS handshake failed.
 ///
 /// Texts from the far end (certificates, TLS alerts) are kept short and on one line, so that they may be logged.
@@ -22,6 +24,9 @@ pub enum NetError {
     Exhausted,
     /// The far end's certificate is not one that we accept: unknown issuer, wrong name, expired. Trying again cannot help.
     Certificate(String),
+    /// The far end's certificate is good, but the public key in it is not the pinned one; it has this. Trying again cannot
+    /// help.
+    Pin(SpkiPin),
     /// TLS failed in another way: no common version or cipher, an alert, a malformed message.
     Tls(String),
     /// Anything else the kernel said.
@@ -43,6 +48,7 @@ impl NetError {
             Self::Unresolved => "unresolved",
             Self::Exhausted => "exhausted",
             Self::Certificate(_) => "certificate",
+            Self::Pin(_) => "pin",
             Self::Tls(_) => "tls",
             Self::Io(_) => "io",
         }
@@ -59,11 +65,14 @@ impl NetError {
             | Self::Unresolved
             | Self::Exhausted
             | Self::Io(_) => true,
-            Self::Certificate(_) | Self::Tls(_) => false,
+            Self::Certificate(_) | Self::Pin(_) | Self::Tls(_) => false,
         }
     }
 
     pub(crate) fn from_tls(error: &rustls::Error) -> Self {
+        if let Some(met) = OtherKey::in_rustls(error) {
+            return Self::Pin(met);
+        }
         let text = one_line(&error.to_string());
         // Not an exhaustive match: the enum is not ours and marked to grow. What is not about the certificate is `Tls`.
         if matches!(
@@ -103,6 +112,10 @@ impl fmt::Display for NetError {
             Self::Unresolved => f.write_str("name could not be resolved"),
             Self::Exhausted => f.write_str("out of descriptors, local ports or resolver places"),
             Self::Certificate(text) => write!(f, "certificate refused: {text}"),
+            Self::Pin(met) => write!(
+                f,
+                "the certificate is good, but the public key in it is not the pinned one: it has the pin {met}"
+            ),
             Self::Tls(text) => write!(f, "TLS failed: {text}"),
             Self::Io(kind) => write!(f, "{kind}"),
         }

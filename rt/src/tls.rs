@@ -2,26 +2,33 @@
 //!
 //! One provider, aws-lc-rs, chosen explicitly; TLS 1.2 and 1.3; ALPN `http/1.1` only; sessions resume.
 
+mod pin;
+
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
-use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+pub(crate) use self::pin::OtherKey;
+use self::pin::PinnedVerifier;
+pub use self::pin::SpkiPin;
 use crate::{NetError, Staleness, Stream};
 
 /// The only protocol that is offered in ALPN.
 const ALPN_HTTP_1_1: &[u8] = b"http/1.1";
 
-/// Server names whose sessions are kept for resumption, per [`ClientTls`]. A core makes one per endpoint, so this is
-/// ample; each holds up to eight tickets of some hundred bytes.
-const RESUMED_NAMES_MAX: usize = 32;
+/// Sessions that are kept for resumption, per [`ClientTls`]: rustls keeps up to eight tickets of some hundred bytes for
+/// each server name, so these are four names. A core makes one per endpoint, which has one.
+const SESSIONS_MAX: usize = 32;
 
 /// Certificates that a PEM bundle may hold: the public set has about 150.
 const PEM_CERTIFICATES_MAX: usize = 1000;
@@ -55,19 +62,25 @@ impl fmt::Display for PemError {
 
 impl std::error::Error for PemError {}
 
-/// How a client does TLS: which roots it trusts, and the sessions it may resume. Clones share both.
+/// How a client does TLS: whom it trusts, and the sessions it may resume. Clones share both.
 #[derive(Clone)]
 pub struct ClientTls {
     config: Arc<ClientConfig>,
+    usual: Arc<WebPkiServerVerifier>,
 }
 
 impl ClientTls {
     /// Trusts the public authorities (Mozilla's set, as of the `webpki-roots` crate), whatever the machine trusts.
     #[must_use]
     pub fn public() -> Self {
-        let mut roots = RootCertStore::empty();
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        Self::with_roots(roots)
+        // The whole set takes some 20 KiB: all that trust it share one.
+        static PUBLIC: OnceLock<Arc<WebPkiServerVerifier>> = OnceLock::new();
+        let usual = PUBLIC.get_or_init(|| {
+            #[expect(clippy::expect_used, reason = "the public set is not empty")]
+            verifier(webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect())
+                .expect("a verifier for the public set")
+        });
+        Self::new(Arc::clone(usual))
     }
 
     /// Trusts the certificates in `pem`, and no others: a private authority replaces the public ones.
@@ -81,26 +94,58 @@ impl ClientTls {
                 .add(certificate)
                 .map_err(|error| PemError::Refused(error.to_string()))?;
         }
-        Ok(Self::with_roots(roots))
+        Ok(Self::new(verifier(roots)?))
     }
 
-    fn with_roots(roots: RootCertStore) -> Self {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        #[expect(
-            clippy::expect_used,
-            reason = "aws-lc-rs has ciphers for both of rustls' protocol versions"
-        )]
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("the provider serves the default versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![ALPN_HTTP_1_1.to_vec()];
-        config.resumption = Resumption::in_memory_sessions(RESUMED_NAMES_MAX);
+    /// Asks in addition that the far end's certificate hold the public key that `pin` is the hash of. Starts without
+    /// sessions: those opened without the pin are not resumed.
+    #[must_use]
+    pub fn pinned(self, pin: SpkiPin) -> Self {
+        let usual = self.usual;
         Self {
-            config: Arc::new(config),
+            config: client_config(Arc::new(PinnedVerifier {
+                usual: Arc::clone(&usual),
+                pin,
+            })),
+            usual,
         }
     }
+
+    fn new(usual: Arc<WebPkiServerVerifier>) -> Self {
+        Self {
+            config: client_config(Arc::clone(&usual) as _),
+            usual,
+        }
+    }
+}
+
+fn verifier(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>, PemError> {
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+        .build()
+        .map_err(|error| PemError::Refused(error.to_string()))
+}
+
+fn client_config(verifier: Arc<dyn ServerCertVerifier>) -> Arc<ClientConfig> {
+    #[expect(
+        clippy::expect_used,
+        reason = "aws-lc-rs has ciphers for both of rustls' protocol versions"
+    )]
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider serves the default versions")
+        // What rustls calls dangerous is to choose the verifier; both that come here do all of rustls' own checks.
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN_HTTP_1_1.to_vec()];
+    config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
+    Arc::new(config)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    let new = || Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    Arc::clone(PROVIDER.get_or_init(new))
 }
 
 impl fmt::Debug for ClientTls {
@@ -123,9 +168,8 @@ impl ServerTls {
     pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, PemError> {
         let chain = certificates(chain_pem)?;
         let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| PemError::NoKey)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let refused = |error: rustls::Error| PemError::Refused(error.to_string());
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(refused)?
             .with_no_client_auth()
@@ -164,8 +208,8 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, PemError> {
 /// There is no deadline in here: wrap it in [`crate::timeout`].
 ///
 /// # Errors
-/// [`NetError::Certificate`] if the certificate is refused, which no retry changes; [`NetError::Reset`] if the far end cut
-/// the connection; [`NetError::Tls`] for the rest.
+/// [`NetError::Certificate`] if the certificate is refused and [`NetError::Pin`] if it is good but for the pinned key, which
+/// no retry changes; [`NetError::Reset`] if the far end cut the connection; [`NetError::Tls`] for the rest.
 pub async fn connect<S: Stream>(
     stream: S,
     tls: &ClientTls,
@@ -204,7 +248,7 @@ pub struct TlsStream<S> {
 }
 
 impl<S> TlsStream<S> {
-    /// Whether the handshake resumed an earlier session, which costs a third of a full one.
+    /// Whether the handshake resumed an earlier session.
     #[must_use]
     pub fn is_resumed(&self) -> bool {
         let (_, connection) = self.inner.get_ref();

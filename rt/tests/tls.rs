@@ -6,9 +6,10 @@ mod support;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData as _};
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tsp_rt::tls::{self, ClientTls, MaybeTls, PemError, ServerTls, TlsStream};
+use tsp_rt::tls::{self, ClientTls, MaybeTls, PemError, ServerTls, SpkiPin, TlsStream};
 use tsp_rt::{Listener, NetError, Rt, Stream, bind_reuseport};
 
 const LOCALHOST: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -34,15 +35,23 @@ impl Authority {
     }
 
     fn server(&self, name: &str) -> ServerTls {
-        let key = KeyPair::generate().unwrap();
+        self.server_with_key(name, &KeyPair::generate().unwrap())
+    }
+
+    fn server_with_key(&self, name: &str, key: &KeyPair) -> ServerTls {
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let certificate = params.signed_by(key, &self.issuer).unwrap();
         ServerTls::from_pem(&certificate.pem(), &key.serialize_pem()).unwrap()
     }
 
     fn client(&self) -> ClientTls {
         ClientTls::with_roots_pem(&self.pem).unwrap()
     }
+}
+
+/// The pin as `openssl pkey -pubin -outform der | openssl dgst -sha256` makes it.
+fn pin_of(key: &KeyPair) -> SpkiPin {
+    SpkiPin(Sha256::digest(key.subject_public_key_info()).into())
 }
 
 /// Serves TLS at an address of its own: answers each message with itself.
@@ -122,6 +131,45 @@ on_both_backends! {
         assert!(matches!(error, NetError::Certificate(_)), "{error:?}");
         let error = connect(&rt, address, &authority.client(), "not a name").await.unwrap_err();
         assert!(matches!(error, NetError::Tls(_)), "{error:?}");
+    }
+
+    async fn a_pin_is_asked_for_besides_the_rest(rt) {
+        let (authority, key) = (Authority::new(), KeyPair::generate().unwrap());
+        let address = serve(&rt, authority.server_with_key(NAME, &key));
+        let pin = pin_of(&key);
+        let tls = authority.client().pinned(pin);
+        echo(&mut connect(&rt, address, &tls, NAME).await.unwrap()).await;
+
+        // The error says which key was met.
+        let other = pin_of(&KeyPair::generate().unwrap());
+        let tls = authority.client().pinned(other);
+        let error = connect(&rt, address, &tls, NAME).await.unwrap_err();
+        assert_eq!(error, NetError::Pin(pin));
+        assert_eq!((error.kind(), error.is_retryable()), ("pin", false));
+        assert!(error.to_string().contains(&pin.to_string()), "{error}");
+
+        // A good pin makes up for nothing else: neither an unknown authority nor a wrong name.
+        for (tls, name) in [
+            (ClientTls::public(), NAME),
+            (Authority::new().client(), NAME),
+            (authority.client(), "other.example"),
+        ] {
+            let error = connect(&rt, address, &tls.pinned(pin), name).await.unwrap_err();
+            assert!(matches!(error, NetError::Certificate(_)), "{error:?}");
+        }
+    }
+
+    async fn a_session_from_before_the_pin_is_not_resumed(rt) {
+        let authority = Authority::new();
+        let address = serve(&rt, authority.server(NAME));
+        let tls = authority.client();
+        echo(&mut connect(&rt, address, &tls, NAME).await.unwrap()).await;
+        let pinned = tls.clone().pinned(pin_of(&KeyPair::generate().unwrap()));
+        let error = connect(&rt, address, &pinned, NAME).await.unwrap_err();
+        assert!(matches!(error, NetError::Pin(_)), "{error:?}");
+        let mut again = connect(&rt, address, &tls, NAME).await.unwrap();
+        echo(&mut again).await;
+        assert!(again.is_resumed());
     }
 
     async fn a_second_connection_resumes_the_session(rt) {

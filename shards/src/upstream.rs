@@ -7,6 +7,9 @@
 //!   we make is safe to repeat.
 //! - Every wait ends by the operation's deadline.
 
+mod dial;
+mod error;
+
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -23,20 +26,23 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{
     HeaderMap, Method, Request,
     body::{Body as _, Incoming},
-    client::conn::http1::{self, SendRequest},
+    client::conn::http1::SendRequest,
 };
-use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tsp_kms::{
     Endpoint, HttpAnswer, HttpRequest, Kms, KmsError, KmsErrorKind, KmsOperation, RemoteKms, Retry,
-    Roots, Session, Token, TokenCall,
+    Session, Token, TokenCall,
 };
 use tsp_rt::{
     NetError, Rt, Staleness, Stream as _,
-    tls::{self, ClientTls, MaybeTls},
+    tls::{ClientTls, MaybeTls},
 };
 use zeroize::Zeroizing;
 
+pub(crate) use self::{
+    dial::{client_tls, secure, speak_http},
+    error::CallError,
+};
 use crate::{
     admission::TenantNumber,
     breaker::{Breaker, RetryBudget},
@@ -46,9 +52,6 @@ use crate::{
     snapshot::{KmsHandle, Tenant},
     tokens::Tokens,
 };
-
-/// Longest head of a KMS's answer, in bytes. Real ones are below 2 KiB.
-const ANSWER_HEAD_BYTES_MAX: usize = 16 << 10;
 
 /// How long a resolved name is used: as long as the clouds' own records live at least.
 const ADDRESS_LIFE: Duration = Duration::from_secs(30);
@@ -182,11 +185,9 @@ impl<R: Rt> Upstream<R> {
         deadline: Instant,
     ) -> Result<T, KmsError> {
         let (kind, which) = (operation.remote.kind(), operation.operation);
-        let unreachable =
-            |why: &CallError| KmsError::unreachable(kind, which, why.retry(), why.to_string());
         let state = &operation.config.state;
         if !state.breaker.allows(self.rt.now()) {
-            return Err(unreachable(&CallError::Down));
+            return Err(CallError::Down.to_kms_error(kind, which));
         }
         let request = {
             let mut session = state.session.borrow_mut();
@@ -223,7 +224,7 @@ impl<R: Rt> Upstream<R> {
                 if why.is_the_keys_own() {
                     state.breaker.failed(now);
                 }
-                Err(unreachable(&why))
+                Err(why.to_kms_error(kind, which))
             }
         }
     }
@@ -247,8 +248,7 @@ impl<R: Rt> Upstream<R> {
         let status = called.as_ref().ok().map(|answer| answer.status);
         self.metrics
             .kms_request(which, kind, status, self.rt.now() - began);
-        let answer = called
-            .map_err(|why| KmsError::unreachable(kind, which, why.retry(), why.to_string()))?;
+        let answer = called.map_err(|why| why.to_kms_error(kind, which))?;
         let answer = HttpAnswer {
             status: answer.status,
             headers: &answer.headers,
@@ -321,121 +321,11 @@ impl<R: Rt> Upstream<R> {
     }
 }
 
-/// Whom to trust at `endpoint`; `None` where there is no TLS.
-pub(crate) fn client_tls(endpoint: &Endpoint) -> Result<Option<ClientTls>, CallError> {
-    Ok(match (endpoint.tls, &endpoint.roots) {
-        (false, _) => None,
-        (true, Roots::Public) => Some(ClientTls::public()),
-        (true, Roots::Pem(pem)) => {
-            Some(ClientTls::with_roots_pem(pem).map_err(|_| CallError::Roots)?)
-        }
-    })
-}
-
-/// Does the handshake that `endpoint` asks for.
-pub(crate) async fn secure<S: tsp_rt::Stream>(
-    stream: S,
-    tls: Option<&ClientTls>,
-    endpoint: &Endpoint,
-) -> Result<MaybeTls<S>, NetError> {
-    Ok(match tls {
-        None => MaybeTls::Plain(stream),
-        Some(tls) => tls::connect(stream, tls, endpoint.tls_name()).await?.into(),
-    })
-}
-
-/// Speaks HTTP on `stream`, in a task of its own.
-pub(crate) async fn speak_http<R: Rt>(
-    rt: &R,
-    stream: MaybeTls<R::Stream>,
-) -> Result<SendRequest<Full<Bytes>>, CallError> {
-    let handshake = http1::Builder::new()
-        .max_buf_size(ANSWER_HEAD_BYTES_MAX)
-        .handshake(TokioIo::new(stream))
-        .await;
-    let (sender, connection) = handshake.map_err(CallError::Http)?;
-    rt.spawn(async move {
-        // What breaks a connection is told to the call that was on it.
-        drop(connection.await);
-    });
-    Ok(sender)
-}
-
 /// What a KMS answered. The body may hold a key and is wiped.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Zeroizing<Vec<u8>>,
-}
-
-/// Why there is no answer.
-#[derive(Debug)]
-pub(crate) enum CallError {
-    /// Us: too many operations wait for a connection to this endpoint.
-    TooManyWaiters,
-    /// The tenant's KMS or the network: out of time, while doing what is named.
-    Late(&'static str),
-    /// The tenant's KMS or the network: no connection.
-    Connect(NetError),
-    /// The tenant's KMS: the exchange broke off or was not HTTP.
-    Http(hyper::Error),
-    /// The tenant's KMS: the answer is longer than any real one.
-    AnswerTooLong,
-    /// The tenant's KMS or the network: it was down just now, and it is not yet time to ask again.
-    Down,
-    /// Us: the call's task ended early.
-    Broken,
-    /// Vendor: the configured certificates are none. A snapshot that has been validated has no such config.
-    Roots,
-}
-
-impl CallError {
-    /// Whether a second try may help.
-    fn retry(&self) -> Retry {
-        match self {
-            Self::TooManyWaiters | Self::AnswerTooLong | Self::Down | Self::Roots => Retry::No,
-            Self::Connect(why) if !why.is_retryable() => Retry::No,
-            Self::Late(_) | Self::Connect(_) | Self::Http(_) | Self::Broken => Retry::Transient,
-        }
-    }
-}
-
-impl CallError {
-    /// Whether this says something about the key's own service, and not just about the way to the endpoint (which has a
-    /// breaker of its own) or about us.
-    fn is_the_keys_own(&self) -> bool {
-        match self {
-            Self::Late(what) => *what == WAITING_FOR_ANSWER,
-            Self::Http(_) | Self::AnswerTooLong => true,
-            Self::TooManyWaiters | Self::Connect(_) | Self::Down | Self::Broken | Self::Roots => {
-                false
-            }
-        }
-    }
-}
-
-impl fmt::Display for CallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooManyWaiters => f.write_str("too many operations wait for a connection"),
-            Self::Late(what) => write!(f, "no answer in time while {what}"),
-            Self::Connect(why) => write!(f, "{why}"),
-            Self::Http(why) if why.is_parse() => f.write_str("the answer is not HTTP"),
-            Self::Http(_) => f.write_str("the connection broke off before the answer was complete"),
-            Self::AnswerTooLong => f.write_str("the answer is too long"),
-            Self::Down => {
-                f.write_str("it did not answer several times in a row, and is asked again soon")
-            }
-            Self::Broken => f.write_str("the call was broken off inside the proxy"),
-            Self::Roots => f.write_str("the configured certificates cannot be read"),
-        }
-    }
-}
-
-impl From<NetError> for CallError {
-    fn from(why: NetError) -> Self {
-        Self::Connect(why)
-    }
 }
 
 /// Connections to one endpoint, for one shard.

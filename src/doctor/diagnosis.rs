@@ -129,6 +129,8 @@ causes! {
         "This machine is out of file descriptors or local ports.";
     STRANGER: "certificate_refused", Configuration,
         "Whoever answers there is not proven to be this KMS. With a private authority, name it in ca_file; else find out who intercepts.";
+    OTHER_KEY: "key_not_pinned", Configuration,
+        "Compare the pin above with that of the KMS's own certificate, read at the KMS itself. If they agree, put it into spkiPin; else find out who intercepts.";
     NO_TLS: "tls_failed", Network,
         "No TLS could be agreed on. Check that the port speaks TLS 1.2 or 1.3, and that nothing on the way inspects it.";
     NOT_A_KMS: "not_a_kms", Configuration,
@@ -223,6 +225,7 @@ impl Diagnosis {
                 NetError::Timeout => &SLOW,
                 NetError::Exhausted => &EXHAUSTED,
                 NetError::Certificate(_) => &STRANGER,
+                NetError::Pin(_) => &OTHER_KEY,
                 NetError::Tls(_) => &NO_TLS,
                 NetError::Reset | NetError::Io(_) => &CUT,
             },

@@ -6,7 +6,7 @@ use std::{
 use hyper::HeaderMap;
 use serde_json::json;
 use tsp_kms::{HttpAnswer, Kms, KmsError, KmsKind, KmsOperation, Retry};
-use tsp_rt::NetError;
+use tsp_rt::{NetError, tls::SpkiPin};
 use tsp_shards::{ProbeError, ProbeFailure, Stage};
 use tsp_wire::{
     Secret,
@@ -275,6 +275,12 @@ fn each_failure_on_the_way_has_its_diagnosis() {
             NetError::Certificate("unknown issuer".into()),
             Check::Tls,
             "certificate_refused",
+        ),
+        net(
+            Stage::Tls,
+            NetError::Pin(SpkiPin([7; 32])),
+            Check::Tls,
+            "key_not_pinned",
         ),
         net(
             Stage::Tls,

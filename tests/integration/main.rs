@@ -27,3 +27,4 @@ mod providers;
 mod requests;
 mod sdk;
 mod support;
+mod upstream;

@@ -178,6 +178,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         "plain_url": kmssim.plain_url(),
         "control_url": kmssim.control_url(),
         "ca_file": ca_file,
+        "spki_pin": kmssim.spki_pin(),
         "tsp_config": arguments.tsp_config,
     });
     // Whoever waits for this line may be gone already, which is no reason to end.

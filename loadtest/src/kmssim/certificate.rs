@@ -1,8 +1,10 @@
 //! The simulator's own authority, and the certificate that makes it every host that the clouds' clients call.
 
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _,
 };
 
 /// AWS regions, from the endpoint rules of the SDKs. One wildcard per region stands for kms., kms-fips. and sts.
@@ -79,6 +81,14 @@ pub struct Authority {
     pub key_pem: String,
 }
 
+/// What the server shows, and how it proves that it is its own.
+pub(crate) struct Issued {
+    pub(crate) certificate_pem: String,
+    pub(crate) key_pem: String,
+    /// See [`Kmssim::spki_pin`](super::Kmssim::spki_pin).
+    pub(crate) spki_pin: String,
+}
+
 impl Authority {
     /// Makes one.
     ///
@@ -103,8 +113,8 @@ impl Authority {
         params
     }
 
-    /// A certificate for all the names, and its key, in PEM.
-    pub(crate) fn issue(&self, more_names: &[String]) -> Result<(String, String), rcgen::Error> {
+    /// A certificate for all the names, and its key.
+    pub(crate) fn issue(&self, more_names: &[String]) -> Result<Issued, rcgen::Error> {
         let issuer = Issuer::new(Self::params(), KeyPair::from_pem(&self.key_pem)?);
         let regional = AWS_REGIONS.iter().flat_map(|region| {
             [
@@ -128,6 +138,11 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &issuer)?;
-        Ok((certificate.pem(), key.serialize_pem()))
+        let hash = digest(&SHA256, &key.subject_public_key_info());
+        Ok(Issued {
+            certificate_pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+            spki_pin: format!("sha256/{}", BASE64.encode(hash)),
+        })
     }
 }

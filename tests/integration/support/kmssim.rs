@@ -1,7 +1,10 @@
 //! The four remote KMSs as `kmssim` plays them: it checks every signature and token, misbehaves when it is told to, and
 //! counts. In this process, on a thread of its own, and behind TLS.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -39,9 +42,19 @@ impl Simulator {
 
     #[track_caller]
     pub(crate) fn with(shape: &SampleShape) -> Self {
+        Self::listening_on(Ipv4Addr::LOCALHOST, shape)
+    }
+
+    /// The same on another address of the loopback, which is none of the names in the certificate.
+    #[track_caller]
+    pub(crate) fn listening_on(address: Ipv4Addr, shape: &SampleShape) -> Self {
         let sample = Sample::new(shape);
         let clients = sample.clients.clone();
-        let running = Kmssim::start(Options::on_loopback(sample))
+        let options = Options {
+            listen: SocketAddr::from((address, 0)),
+            ..Options::on_loopback(sample)
+        };
+        let running = Kmssim::start(options)
             .unwrap_or_else(|why| panic!("the simulator does not start: {why}"));
         let folder = TempDir::new().expect("a temporary folder can be made");
         let simulator = Self {
@@ -62,6 +75,11 @@ impl Simulator {
     /// Where it serves TLS.
     pub(crate) fn address(&self) -> SocketAddr {
         self.running.address()
+    }
+
+    /// The pin of its certificate's key.
+    pub(crate) fn spki_pin(&self) -> &str {
+        self.running.spki_pin()
     }
 
     /// The file of the authority that signed its certificate.
