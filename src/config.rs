@@ -4,6 +4,8 @@
 //! defaults and effects; tests compare it with the tables in the documentation. The limits that no variable changes
 //! stand below it, each with its unit and reason.
 
+mod strings;
+
 use std::{
     borrow::Cow,
     fmt,
@@ -15,8 +17,10 @@ use std::{
 };
 
 use tsp_rt::IoChoice;
+use tsp_shards::Destinations;
 use tsp_wire::ApiKey;
 
+pub use self::strings::{Environment, NotUnicode, Overlay, Strings};
 use crate::{cores::CoreWishes, logs};
 
 /// Something the operator has to put right: where, and what is wrong. Never holds a secret.
@@ -64,7 +68,7 @@ const fn variable(name: &'static str, default: &'static str, effect: &'static st
 }
 
 /// Every variable that the proxy knows, in the order of the documentation.
-pub const VARIABLES: [Variable; 26] = [
+pub const VARIABLES: [Variable; 27] = [
     variable("API_KEY", "required", "what applications present"),
     variable("API_KEY_2", "none", "a second accepted key, for rotation"),
     variable(
@@ -127,6 +131,11 @@ pub const VARIABLES: [Variable; 26] = [
         "true admits LOCAL configs from a broker",
     ),
     variable(
+        KMS_ALLOW_ADDRESSES,
+        "private,loopback",
+        "where endpoints of KMSs may lead to",
+    ),
+    variable(
         "RUST_LOG",
         logs::DEFAULT_FILTER,
         "which log lines are written",
@@ -140,6 +149,9 @@ pub const VARIABLES: [Variable; 26] = [
     variable("IRONCORE_ENV", "none", UNUSED),
     variable("CB_OVERRIDE", "none", UNUSED),
 ];
+
+/// The variable that says where the KMSs' endpoints may lead to.
+const KMS_ALLOW_ADDRESSES: &str = "TSP_KMS_ALLOW_ADDRESSES";
 
 /// Effect of the variables that belong to a configuration broker.
 const UNUSED: &str = "accepted, not used in this version";
@@ -200,74 +212,6 @@ pub const HEALTH_CONNECTIONS_MAX: usize = 64;
 /// How long a connection to the health listener may take to send a request head, or stay idle between two.
 pub const HEALTH_HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// Where the strings come from: the environment, or a map in tests.
-pub trait Strings {
-    /// The value of `name`, if it is set.
-    ///
-    /// # Errors
-    /// [`NotUnicode`] if it is set to bytes that are not UTF-8.
-    fn get(&self, name: &str) -> Result<Option<String>, NotUnicode>;
-
-    /// Every name that is set, in any order. Names that are not UTF-8 are left out.
-    fn names(&self) -> Vec<String>;
-
-    /// How to call `name` in a problem: where its value came from.
-    fn label(&self, name: &str) -> String {
-        name.to_owned()
-    }
-}
-
-/// A value is not UTF-8.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotUnicode;
-
-/// The process's environment.
-#[derive(Clone, Copy, Debug)]
-pub struct Environment;
-
-impl Strings for Environment {
-    fn get(&self, name: &str) -> Result<Option<String>, NotUnicode> {
-        std::env::var_os(name)
-            .map(|value| value.into_string().map_err(|_| NotUnicode))
-            .transpose()
-    }
-
-    fn names(&self) -> Vec<String> {
-        std::env::vars_os()
-            .filter_map(|(name, _)| name.into_string().ok())
-            .collect()
-    }
-}
-
-/// Command line options laid over other strings.
-#[derive(Debug)]
-pub struct Overlay<'a, S> {
-    /// Variable, option, value.
-    pub options: Vec<(&'static str, &'static str, String)>,
-    /// Where everything else comes from.
-    pub below: &'a S,
-}
-
-impl<S: Strings> Strings for Overlay<'_, S> {
-    fn get(&self, name: &str) -> Result<Option<String>, NotUnicode> {
-        match self.options.iter().find(|(variable, ..)| *variable == name) {
-            Some((.., value)) => Ok(Some(value.clone())),
-            None => self.below.get(name),
-        }
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.below.names()
-    }
-
-    fn label(&self, name: &str) -> String {
-        match self.options.iter().find(|(variable, ..)| *variable == name) {
-            Some((_, option, _)) => (*option).to_owned(),
-            None => self.below.label(name),
-        }
-    }
-}
-
 /// What differs between `tsp` and `tsp dev`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -298,6 +242,8 @@ pub struct ProcessConfig {
     pub cores: CoreWishes,
     /// `TSP_ALLOW_LOCAL_KMS`. Decides nothing yet: the file and dev sources always admit LOCAL.
     pub allow_local_kms: bool,
+    /// `TSP_KMS_ALLOW_ADDRESSES`.
+    pub destinations: Destinations,
     /// `RUST_LOG`, known to be a filter; `None` for the default one.
     pub log_filter: Option<String>,
     /// What deserves a warning, but starts.
@@ -400,6 +346,7 @@ impl ProcessConfig {
         let allow_local_kms = reader
             .parse("TSP_ALLOW_LOCAL_KMS", parse_bool)
             .unwrap_or(false);
+        let destinations = reader.destinations();
         let log_filter = reader.parse("RUST_LOG", |text| {
             logs::filter(Some(text))
                 .map(|_| text.to_owned())
@@ -427,9 +374,28 @@ impl ProcessConfig {
             io,
             cores,
             allow_local_kms,
+            destinations,
             log_filter,
             warnings,
         })
+    }
+}
+
+/// `TSP_KMS_ALLOW_ADDRESSES` alone, for who asks KMSs without serving.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn destinations(strings: &impl Strings) -> Result<Destinations, Vec<Problem>> {
+    let mut reader = Reader {
+        strings,
+        problems: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let destinations = reader.destinations();
+    if reader.problems.is_empty() {
+        Ok(destinations)
+    } else {
+        Err(reader.problems)
     }
 }
 
@@ -511,6 +477,14 @@ impl<S: Strings> Reader<'_, S> {
     fn events_held(&mut self, name: &str) -> usize {
         self.parse(name, |text| parse_number(text, 1, EVENTS_HELD_MAX))
             .unwrap_or(EVENTS_HELD)
+    }
+
+    fn destinations(&mut self) -> Destinations {
+        let parse = |text: &str| Destinations::parse(text).map_err(Why::from);
+        // The sources of this version are the operator's own files. One in which tenants write the endpoints must have
+        // `Destinations::of_tenants_endpoints`.
+        self.parse(KMS_ALLOW_ADDRESSES, parse)
+            .unwrap_or_else(Destinations::of_the_operators_endpoints)
     }
 
     fn config_file(&mut self, mode: Mode) -> Option<PathBuf> {

@@ -8,14 +8,15 @@ mod diagnosis;
 mod examination;
 mod report;
 
-use std::{collections::BTreeSet, path::PathBuf, time::SystemTime};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::SystemTime};
 
 use futures_util::StreamExt as _;
+use tsp_shards::Destinations;
 
 use self::examination::{Chart, Patient};
 use crate::{
     RunError,
-    config::{Environment, Problem, Strings as _},
+    config::{self, Environment, Problem, Strings as _},
     source::{Ask, Loaded, Polled, file::FileSource},
 };
 
@@ -48,7 +49,15 @@ pub struct Doctored {
 /// Examines the KMS configs of a configuration file.
 #[must_use]
 pub fn doctor(options: &DoctorOptions) -> Doctored {
-    let (patients, problems) = patients(options);
+    let (patients, mut problems) = patients(options);
+    let (patients, destinations) = match config::destinations(&Environment) {
+        Ok(destinations) => (patients, Arc::new(destinations)),
+        // Nobody is asked before it is known who may be.
+        Err(more) => {
+            problems.extend(more);
+            (Vec::new(), Arc::new(Destinations::of_tenants_endpoints()))
+        }
+    };
     let at_one_time = if patients.len() > ONE_BY_ONE_MAX {
         AT_ONE_TIME
     } else {
@@ -56,7 +65,7 @@ pub fn doctor(options: &DoctorOptions) -> Doctored {
     };
     let charts = tsp_rt::run_here(|rt| async move {
         futures_util::stream::iter(&patients)
-            .map(|patient| examination::examine(rt.clone(), patient))
+            .map(|patient| examination::examine(rt.clone(), patient, &destinations))
             .buffered(at_one_time)
             .collect::<Vec<Chart>>()
             .await

@@ -282,6 +282,7 @@ fn run_logged(
         cpus: plan.shard_cpus.clone(),
         api_keys: ApiKeys::new(api_key, config.api_key_2),
         limits: Limits::default(),
+        destinations: config.destinations,
         events: events_config,
         scrape,
         secrets,

@@ -24,17 +24,19 @@ pub struct KmsError {
     code: Option<Clean>,
     request_id: Option<Clean>,
     sentence: Clean,
-    /// What the next step towards a token may need to know.
+    /// What is seldom there.
     hint: Option<Box<Hint>>,
 }
 
-/// What the KMS said for the sake of the next token.
+/// What the KMS said for the sake of the next token, and what we say where the kind of the error says too little.
 #[derive(Clone, Debug, Default)]
 struct Hint {
     /// The time at the KMS.
     server_time: Option<SystemTime>,
     /// Claims that the next token must make, as the KMS wrote them.
     claims: Option<Claims>,
+    /// Who can mend it, where the kind does not tell.
+    remedy: Option<&'static str>,
 }
 
 /// Claims that a token must make: text of a KMS, for its token endpoint only.
@@ -133,6 +135,21 @@ impl KmsError {
         Self::new(KmsErrorKind::Unreachable, provider, operation, why)
     }
 
+    /// The endpoint in the configuration leads to where the caller may not connect. `why` says so in the caller's own
+    /// words; it is not cleaned.
+    #[must_use]
+    pub fn forbidden_endpoint(
+        provider: KmsKind,
+        operation: KmsOperation,
+        why: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        let why = Clean::ours_made(why.into());
+        let mut error = Self::new(KmsErrorKind::Configuration, provider, operation, why);
+        error.hint.get_or_insert_default().remedy =
+            Some("Check the endpoint in the KMS config; whoever runs the proxy can allow it.");
+        error
+    }
+
     /// A token was asked for where none is used: a defect of ours.
     pub(crate) fn without_tokens(provider: KmsKind) -> Self {
         Self::new(
@@ -223,9 +240,11 @@ impl fmt::Display for KmsError {
         }
         let remedy = match self.retry {
             Retry::AfterClockRepair { .. } => "The proxy's clock and the KMS's disagree.",
-            Retry::No | Retry::Transient | Retry::Throttled { .. } | Retry::AfterNewToken => {
-                self.kind.remedy(self.operation)
-            }
+            Retry::No | Retry::Transient | Retry::Throttled { .. } | Retry::AfterNewToken => self
+                .hint
+                .as_ref()
+                .and_then(|hint| hint.remedy)
+                .unwrap_or_else(|| self.kind.remedy(self.operation)),
         };
         if remedy.is_empty() {
             Ok(())

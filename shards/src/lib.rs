@@ -10,6 +10,7 @@ mod api;
 mod breaker;
 mod conn;
 mod dek;
+mod destinations;
 mod error;
 mod events;
 mod limits;
@@ -36,6 +37,7 @@ use tsp_rt::{Backend, CoreEnd, CoreMain, CoreThread, Rt};
 use tsp_wire::SnapshotVersion;
 
 pub use self::{
+    destinations::{AddressKind, Destinations, Forbidden},
     events::EventsConfig,
     limits::Limits,
     metrics::MetricsHub,
@@ -58,6 +60,8 @@ pub struct ShardsConfig {
     pub api_keys: ApiKeys,
     /// The limits.
     pub limits: Limits,
+    /// Where the KMSs' endpoints may lead to.
+    pub destinations: Destinations,
     /// Where security events go; `None` switches them off.
     pub events: Option<EventsConfig>,
     /// Asks the control core for the metrics text, for `GET /metrics` on the API's port.
@@ -156,9 +160,11 @@ impl ShardSet {
         let (ended, ends) = crossbeam_channel::bounded(config.cpus.len());
         let mut threads = Vec::with_capacity(config.cpus.len());
         let mut controls = Vec::with_capacity(config.cpus.len());
+        let destinations = Arc::new(config.destinations);
         let parts = config.cpus.iter().map(|_| ShardParts {
             api_keys: Arc::clone(&api_keys),
             limits: config.limits.clone(),
+            destinations: Arc::clone(&destinations),
             events: config.events.clone(),
             scrape: config.scrape.clone(),
             secrets: config.secrets.clone(),

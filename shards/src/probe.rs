@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,8 +15,9 @@ use tsp_rt::{NetError, Rt, tls::MaybeTls};
 use zeroize::Zeroizing;
 
 use crate::{
+    destinations::{Destinations, Forbidden},
     limits::Limits,
-    upstream::{CallError, Parts, client_tls, read_body, secure, speak_http},
+    upstream::{CallError, Dialer, Parts, client_tls, read_body, secure, speak_http},
 };
 
 /// Longest time for one stage: twice what a shard allows a whole call, so that what is slow is told from what is gone.
@@ -58,6 +59,8 @@ pub struct ProbeFailure {
 pub enum ProbeError {
     /// The network, or TLS; also a stage that took too long.
     Net(NetError),
+    /// The endpoint leads to where the proxy may not connect.
+    Forbidden(Forbidden),
     /// The far end does not speak HTTP.
     NotHttp,
     /// The far end closed the connection before its answer was complete.
@@ -72,6 +75,7 @@ impl fmt::Display for ProbeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Net(why) => write!(f, "{why}"),
+            Self::Forbidden(why) => write!(f, "{why} ({})", why.address),
             Self::NotHttp => f.write_str("the answer is not HTTP"),
             Self::CutOff => f.write_str("the connection was closed before the answer was complete"),
             Self::TooLong => f.write_str("the answer is too long"),
@@ -86,6 +90,7 @@ impl From<CallError> for ProbeError {
     fn from(why: CallError) -> Self {
         match why {
             CallError::Connect(why) => Self::Net(why),
+            CallError::Forbidden(why) => Self::Forbidden(why),
             CallError::Late(_) => Self::Net(NetError::Timeout),
             CallError::Http(why) if why.is_parse() => Self::NotHttp,
             CallError::Http(_) => Self::CutOff,
@@ -103,6 +108,7 @@ impl From<CallError> for ProbeError {
 #[derive(Debug)]
 pub struct Probe<R> {
     rt: R,
+    dialer: Dialer<R>,
     answer_bytes_max: usize,
 }
 
@@ -147,10 +153,11 @@ impl fmt::Debug for Probed {
 }
 
 impl<R: Rt> Probe<R> {
-    /// A probe on `rt`'s core.
-    pub fn new(rt: R) -> Self {
+    /// A probe on `rt`'s core, for endpoints that may lead to `destinations`.
+    pub fn new(rt: R, destinations: Arc<Destinations>) -> Self {
         let answer_bytes_max = Limits::default().kms_answer_bytes_max;
         Self {
+            dialer: Dialer::new(rt.clone(), destinations),
             rt,
             answer_bytes_max,
         }
@@ -179,31 +186,28 @@ impl<R: Rt> Probe<R> {
         timings: &mut Vec<Timing>,
     ) -> Result<MaybeTls<R::Stream>, ProbeFailure> {
         let failed = |stage| {
-            move |why: NetError| ProbeFailure {
+            move |why: CallError| ProbeFailure {
                 stage,
-                why: ProbeError::Net(why),
+                why: why.into(),
             }
         };
-        let tls = client_tls(endpoint).map_err(|why| ProbeFailure {
-            stage: Stage::Tls,
-            why: why.into(),
-        })?;
+        let tls = client_tls(endpoint).map_err(failed(Stage::Tls))?;
         let mut time = |stage, since: Instant| {
             let took = self.rt.now().saturating_duration_since(since);
             timings.push(Timing { stage, took });
         };
 
         let began = self.rt.now();
-        let resolved = self.rt.resolve(&endpoint.host, endpoint.port);
         let addresses = self
-            .in_time(resolved)
+            .in_time(self.dialer.resolve(endpoint))
             .await
             .map_err(failed(Stage::Resolve))?;
         time(Stage::Resolve, began);
 
         let began = self.rt.now();
         let stream = self
-            .connect_to_any(&addresses)
+            .dialer
+            .connect(&addresses, 0, began + STAGE_TIMEOUT)
             .await
             .map_err(failed(Stage::Connect))?;
         time(Stage::Connect, began);
@@ -217,22 +221,11 @@ impl<R: Rt> Probe<R> {
         Ok(stream)
     }
 
-    async fn connect_to_any(&self, addresses: &[SocketAddr]) -> Result<R::Stream, NetError> {
-        let mut failed = NetError::Unresolved;
-        for address in addresses {
-            match self.rt.connect(*address, STAGE_TIMEOUT).await {
-                Ok(stream) => return Ok(stream),
-                Err(why) => failed = why,
-            }
-        }
-        Err(failed)
-    }
-
     async fn in_time<T>(
         &self,
         work: impl Future<Output = Result<T, NetError>>,
-    ) -> Result<T, NetError> {
-        tsp_rt::timeout(&self.rt, STAGE_TIMEOUT, work).await?
+    ) -> Result<T, CallError> {
+        Ok(tsp_rt::timeout(&self.rt, STAGE_TIMEOUT, work).await??)
     }
 }
 

@@ -26,6 +26,7 @@ use tsp_wire::{ApiKey, SnapshotVersion, api::Parser};
 use crate::{
     admission::Admission,
     conn::{self, Connections},
+    destinations::Destinations,
     events::{Events, EventsConfig},
     limits::{Limits, SWEEP_INTERVAL},
     metrics::{ClosedBy, ShardMetrics},
@@ -82,6 +83,8 @@ pub struct ShardParts {
     pub api_keys: Arc<ApiKeys>,
     /// The limits.
     pub limits: Limits,
+    /// Where the KMSs' endpoints may lead to.
+    pub destinations: Arc<Destinations>,
     /// Where security events go; `None` switches them off.
     pub events: Option<EventsConfig>,
     /// Asks the control core for the metrics text.
@@ -265,6 +268,7 @@ impl Shard {
             rt.clone(),
             Rc::clone(&limits),
             Arc::clone(&metrics),
+            parts.destinations,
         ));
         let core = Rc::new(Core {
             tokens: Tokens::start(rt.clone(), Rc::clone(&upstream), exchange),

@@ -34,19 +34,20 @@ use tsp_kms::{
     Session, Token, TokenCall,
 };
 use tsp_rt::{
-    NetError, Rt, Staleness, Stream as _,
+    Rt, Staleness, Stream as _,
     tls::{ClientTls, MaybeTls},
 };
 use zeroize::Zeroizing;
 
 pub(crate) use self::{
-    dial::{client_tls, secure, speak_http},
+    dial::{Dialer, client_tls, secure, speak_http},
     error::CallError,
 };
 use crate::{
     admission::TenantNumber,
     breaker::{Breaker, RetryBudget},
-    limits::Limits,
+    destinations::{Destinations, Forbidden},
+    limits::{Limits, WARNING_INTERVAL},
     metrics::{RefusedBy, ShardMetrics},
     places::{Place, Places},
     snapshot::{KmsHandle, Tenant},
@@ -71,6 +72,7 @@ const READY_WAIT_MAX: Duration = Duration::from_millis(100);
 /// All pools of one shard.
 pub(crate) struct Upstream<R: Rt> {
     rt: R,
+    dialer: Dialer<R>,
     limits: Rc<Limits>,
     metrics: Arc<ShardMetrics>,
     pools: RefCell<HashMap<Endpoint, Rc<Pool<R>>>>,
@@ -96,8 +98,14 @@ pub(crate) struct Operation<'a, B, A> {
 }
 
 impl<R: Rt> Upstream<R> {
-    pub(crate) fn new(rt: R, limits: Rc<Limits>, metrics: Arc<ShardMetrics>) -> Self {
+    pub(crate) fn new(
+        rt: R,
+        limits: Rc<Limits>,
+        metrics: Arc<ShardMetrics>,
+        destinations: Arc<Destinations>,
+    ) -> Self {
         Self {
+            dialer: Dialer::new(rt.clone(), destinations),
             rt,
             limits,
             metrics,
@@ -304,6 +312,8 @@ impl<R: Rt> Upstream<R> {
             breaker: Breaker::default(),
             addresses: RefCell::default(),
             connects: Cell::new(0),
+            warned: Cell::new(None),
+            dialer: self.dialer.clone(),
             limits: Rc::clone(&self.limits),
         });
         pools.insert(endpoint.clone(), Rc::clone(&pool));
@@ -331,6 +341,7 @@ pub(crate) struct Answer {
 /// Connections to one endpoint, for one shard.
 struct Pool<R: Rt> {
     rt: R,
+    dialer: Dialer<R>,
     endpoint: Endpoint,
     tls: Option<ClientTls>,
     limits: Rc<Limits>,
@@ -342,6 +353,8 @@ struct Pool<R: Rt> {
     breaker: Breaker,
     addresses: RefCell<Option<(Vec<SocketAddr>, Instant)>>,
     connects: Cell<usize>,
+    /// When the operator was last told that the endpoint leads to where it may not.
+    warned: Cell<Option<Instant>>,
 }
 
 /// A connection between two calls.
@@ -433,12 +446,15 @@ impl<R: Rt> Pool<R> {
         let connected = self
             .by(deadline, "connecting", self.connect_to_any(deadline))
             .await;
-        if matches!(connected, Ok(Ok(_))) {
-            self.breaker.succeeded();
-        } else {
-            self.breaker.failed(self.rt.now());
-            // The name may have moved.
-            self.addresses.replace(None);
+        match &connected {
+            Ok(Ok(_)) => self.breaker.succeeded(),
+            // Nobody was asked, so nothing is known to be down.
+            Ok(Err(CallError::Forbidden(why))) => self.warn_of(why),
+            Ok(Err(_)) | Err(_) => {
+                self.breaker.failed(self.rt.now());
+                // The name may have moved.
+                self.addresses.replace(None);
+            }
         }
         let stream = connected??;
         let staleness = stream.staleness();
@@ -447,30 +463,23 @@ impl<R: Rt> Pool<R> {
         Ok(Line { sender, staleness })
     }
 
+    /// Tells the operator, who may want to allow it or to know who tried it. The caller is not told the address.
+    fn warn_of(&self, forbidden: &Forbidden) {
+        let now = self.rt.now();
+        let told = self.warned.get();
+        if told.is_none_or(|told| now.duration_since(told) >= WARNING_INTERVAL) {
+            self.warned.set(Some(now));
+            let (host, address) = (&self.endpoint.host, forbidden.address);
+            tracing::warn!(%host, %address, "{forbidden}; TSP_KMS_ALLOW_ADDRESSES decides");
+        }
+    }
+
     async fn connect_to_any(&self, deadline: Instant) -> Result<MaybeTls<R::Stream>, CallError> {
         let addresses = self.resolve().await?;
         let first = self.connects.get();
         self.connects.set(first.wrapping_add(1));
-        let mut failed = NetError::Unresolved;
-        for index in 0..addresses.len() {
-            let Some(address) = addresses.get((first.wrapping_add(index)) % addresses.len()) else {
-                break;
-            };
-            let left = deadline.saturating_duration_since(self.rt.now());
-            // Leave time for the next address, if there is one.
-            let share = if index + 1 < addresses.len() {
-                left / 2
-            } else {
-                left
-            };
-            match self.rt.connect(*address, share).await {
-                Ok(stream) => {
-                    return Ok(secure(stream, self.tls.as_ref(), &self.endpoint).await?);
-                }
-                Err(why) => failed = why,
-            }
-        }
-        Err(failed.into())
+        let stream = self.dialer.connect(&addresses, first, deadline).await?;
+        Ok(secure(stream, self.tls.as_ref(), &self.endpoint).await?)
     }
 
     async fn resolve(&self) -> Result<Vec<SocketAddr>, CallError> {
@@ -480,10 +489,7 @@ impl<R: Rt> Pool<R> {
         {
             return Ok(addresses.clone());
         }
-        let addresses = self
-            .rt
-            .resolve(&self.endpoint.host, self.endpoint.port)
-            .await?;
+        let addresses = self.dialer.resolve(&self.endpoint).await?;
         self.addresses.replace(Some((addresses.clone(), now)));
         Ok(addresses)
     }

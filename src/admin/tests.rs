@@ -6,7 +6,7 @@ use std::{
 
 use tracing_appender::non_blocking::NonBlocking;
 use tsp_rt::{Backend, Probe};
-use tsp_shards::{ApiKeys, Limits, ShardSet, ShardsConfig};
+use tsp_shards::{ApiKeys, Destinations, Limits, ShardSet, ShardsConfig};
 use tsp_wire::ApiKey;
 
 use super::*;
@@ -24,6 +24,7 @@ pub(crate) fn scrape() -> (ShardSet, Arc<Scrape>) {
         cpus: vec![None],
         api_keys: ApiKeys::new(ApiKey::new("0123456789abcdef".to_owned()).unwrap(), None),
         limits: Limits::default(),
+        destinations: Destinations::of_the_operators_endpoints(),
         events: None,
         scrape: asking,
         secrets,

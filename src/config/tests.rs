@@ -89,6 +89,24 @@ fn ipv6_is_taken_with_and_without_brackets() {
 }
 
 #[test]
+fn the_operators_own_endpoints_may_lead_into_his_networks_unless_a_list_says_otherwise() {
+    let allowed = |pairs: &[(&str, &str)]| read(pairs).unwrap().destinations;
+    let usual = Destinations::of_the_operators_endpoints();
+    assert_eq!(allowed(&[]), usual);
+    assert_eq!(allowed(&[("TSP_KMS_ALLOW_ADDRESSES", "  ")]), usual);
+    let default = VARIABLES
+        .iter()
+        .find(|variable| variable.name == "TSP_KMS_ALLOW_ADDRESSES")
+        .unwrap()
+        .default;
+    assert_eq!(Destinations::parse(default).unwrap(), usual);
+    let list = "10.4.0.0/16, loopback";
+    let listed = allowed(&[("TSP_KMS_ALLOW_ADDRESSES", list)]);
+    assert_eq!(listed, Destinations::parse(list).unwrap());
+    assert_ne!(listed, usual);
+}
+
+#[test]
 fn every_problem_is_told_at_once() {
     let problems = read(&[
         ("API_KEY", "two words"),
@@ -103,6 +121,7 @@ fn every_problem_is_told_at_once() {
         ("TSP_SHARDS", "0"),
         ("TSP_CORES", "7-2"),
         ("TSP_CONTROL_CORE", "1024"),
+        ("TSP_KMS_ALLOW_ADDRESSES", "10.1.2.3/8"),
         ("RUST_LOG", "a=b=c"),
     ])
     .unwrap_err();
@@ -125,6 +144,7 @@ fn every_problem_is_told_at_once() {
             "TSP_SHARDS",
             "TSP_CORES",
             "TSP_CONTROL_CORE",
+            "TSP_KMS_ALLOW_ADDRESSES",
             "RUST_LOG",
         ]
     );

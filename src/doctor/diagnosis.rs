@@ -117,6 +117,8 @@ macro_rules! causes {
 causes! {
     NO_SUCH_NAME: "no_such_name", Configuration,
         "Check the spelling of the host, or of the region; then this machine's name servers.";
+    FORBIDDEN: "address_not_allowed", Configuration,
+        "If the KMS is meant to be there, let the proxy connect there: TSP_KMS_ALLOW_ADDRESSES. Else correct the endpoint, or ask who rules over its name.";
     REFUSED: "connection_refused", Network,
         "Nobody listens there. Check host and port of the endpoint, and that the KMS is running.";
     NO_WAY: "no_way", Network,
@@ -229,6 +231,7 @@ impl Diagnosis {
                 NetError::Tls(_) => &NO_TLS,
                 NetError::Reset | NetError::Io(_) => &CUT,
             },
+            ProbeError::Forbidden(_) => &FORBIDDEN,
             ProbeError::CutOff => &CUT,
             ProbeError::NotHttp | ProbeError::TooLong => &NOT_A_KMS,
             ProbeError::Roots => &STRANGER,

@@ -1,13 +1,16 @@
 //! The examination of one KMS config: each check in its turn, up to the first that fails.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tsp_kms::{
     Endpoint, HttpAnswer, HttpRequest, Kms, KmsError, KmsKind, KmsOperation, LocalKms, RemoteKms,
     Retry, Session, Signed, Token, TokenCall, TokenStep,
 };
 use tsp_rt::Rt;
-use tsp_shards::{Open, Probe, Probed, Stage, Timing};
+use tsp_shards::{Destinations, Open, Probe, Probed, Stage, Timing};
 use tsp_wire::Dek;
 
 use super::diagnosis::{Check, Diagnosis};
@@ -94,14 +97,18 @@ impl Chart {
 type Failure = (Check, Diagnosis);
 
 /// Examines `patient` with a random value made for this one time.
-pub(crate) async fn examine<R: Rt>(rt: R, patient: &Patient) -> Chart {
+pub(crate) async fn examine<R: Rt>(
+    rt: R,
+    patient: &Patient,
+    destinations: &Arc<Destinations>,
+) -> Chart {
     let mut chart = Chart::new(patient);
     let dek = Dek::fill_with(|dek| rt.random(dek));
     let examined = match &patient.kms {
         Kms::Local(kms) => examine_local(&rt, kms, &dek, &mut chart),
         Kms::Remote(kms) => {
             let examination = Examination {
-                probe: Probe::new(rt.clone()),
+                probe: Probe::new(rt.clone(), Arc::clone(destinations)),
                 rt,
                 kms: &**kms,
                 session: Session::default(),

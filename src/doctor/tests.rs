@@ -7,7 +7,7 @@ use hyper::HeaderMap;
 use serde_json::json;
 use tsp_kms::{HttpAnswer, Kms, KmsError, KmsKind, KmsOperation, Retry};
 use tsp_rt::{NetError, tls::SpkiPin};
-use tsp_shards::{ProbeError, ProbeFailure, Stage};
+use tsp_shards::{AddressKind, Forbidden, ProbeError, ProbeFailure, Stage};
 use tsp_wire::{
     Secret,
     snapshot::{AssignmentDoc, KmsConfigDoc, KmsKeyDoc, TenantDoc},
@@ -296,6 +296,15 @@ fn each_failure_on_the_way_has_its_diagnosis() {
             "connection_cut",
         ),
         (Stage::Answer, ProbeError::NotHttp, Check::Wrap, "not_a_kms"),
+        (
+            Stage::Connect,
+            ProbeError::Forbidden(Forbidden {
+                address: [169, 254, 169, 254].into(),
+                kind: AddressKind::Metadata,
+            }),
+            Check::Tcp,
+            "address_not_allowed",
+        ),
     ] {
         let failure = ProbeFailure { stage, why };
         let found = Diagnosis::of_probe(&failure, "kms.example.com:443");
@@ -343,7 +352,9 @@ fn every_cause_has_a_name_of_its_own_and_says_what_to_do() {
 }
 
 fn examined(patient: Patient) -> Chart {
-    tsp_rt::run_here(|rt| async move { examination::examine(rt, &patient).await }).unwrap()
+    let destinations = Arc::new(Destinations::of_the_operators_endpoints());
+    let examine = |rt| async move { examination::examine(rt, &patient, &destinations).await };
+    tsp_rt::run_here(examine).unwrap()
 }
 
 fn patient(config: &KmsConfigDoc) -> Patient {

@@ -1,4 +1,4 @@
-//! Whom the proxy takes for a KMS: pins of keys, and names that are not the URL's.
+//! Whom the proxy takes for a KMS (pins of keys, names that are not the URL's), and where it does not go.
 
 use std::net::Ipv4Addr;
 
@@ -115,6 +115,72 @@ on_both! {
         assert!(message.contains("certificate refused"), "{message}");
         works(&proxy, &simulator.clients[1].tenant);
     }
+}
+
+/// A proxy that may only connect to `addresses`.
+fn allowing(simulator: &Simulator, io: Io, addresses: &str) -> Setup {
+    simulator
+        .setup(io)
+        .env("TSP_KMS_ALLOW_ADDRESSES", addresses)
+}
+
+on_both! {
+    fn a_name_that_leads_to_a_forbidden_address_is_not_followed(io) {
+        let simulator = Simulator::start();
+        let proxy = allowing(&simulator, io, "public").start();
+        for provider in Provider::ALL {
+            let tenant = simulator.tenant(provider);
+            let refused = proxy.call("document/wrap", &metadata(tenant)).refused(422, 207);
+            assert!(refused.contains("loopback address"), "{refused}");
+            assert!(!refused.contains("127.0.0.1"), "{refused}");
+        }
+        let warning = proxy.log.wait("warning with the address", |line| {
+            line.contains("TSP_KMS_ALLOW_ADDRESSES").then(|| line.to_owned())
+        });
+        assert!(warning.contains("127.0.0.1") || warning.contains("::1"), "{warning}");
+        assert_eq!(simulator.metrics()["connections"]["accepted"], 0);
+
+        let proxy = allowing(&simulator, io, "10.0.0.0/8, 127.0.0.0/8, ::1").start();
+        for provider in Provider::ALL {
+            works(&proxy, simulator.tenant(provider));
+        }
+    }
+
+    fn an_ipv4_address_in_ipv6_clothes_is_no_way_around(io) {
+        let simulator = Simulator::with(&thales());
+        let config = simulator.config().replace("https://localhost", "https://[::ffff:127.0.0.1]");
+        let setup = Setup::serve(io, &config).env("TSP_KMS_ALLOW_ADDRESSES", "private");
+        let tenant = &simulator.clients[0].tenant;
+        let refused = setup.start().call("document/wrap", &metadata(tenant)).refused(422, 207);
+        assert!(refused.contains("loopback address"), "{refused}");
+    }
+}
+
+#[test]
+fn the_doctor_does_not_go_where_the_proxy_would_not() {
+    let simulator = Simulator::with(&thales());
+    let examined = allowing(&simulator, Io::Epoll, "public")
+        .argument("doctor")
+        .argument(&simulator.clients[0].tenant)
+        .argument("--json")
+        .run_to_end();
+    assert_eq!(examined.code, Some(69), "{}", examined.output);
+    for text in [
+        "\"address_not_allowed\"",
+        "(127.0.0.1)",
+        "TSP_KMS_ALLOW_ADDRESSES",
+    ] {
+        assert!(
+            examined.output.contains(text),
+            "no {text}: {}",
+            examined.output
+        );
+    }
+    let malformed = allowing(&simulator, Io::Epoll, "everything")
+        .argument("doctor")
+        .run_to_end();
+    assert_eq!(malformed.code, Some(64), "{}", malformed.output);
+    assert_eq!(simulator.metrics()["connections"]["accepted"], 0);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use tsp_kms::{KmsError, KmsKind, KmsOperation, Retry};
 use tsp_rt::NetError;
 
 use super::WAITING_FOR_ANSWER;
+use crate::destinations::Forbidden;
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub(crate) enum CallError {
     Late(&'static str),
     /// The tenant's KMS or the network: no connection.
     Connect(NetError),
+    /// Whoever wrote the endpoint, or rules over its name: it leads to where this proxy may not connect.
+    Forbidden(Forbidden),
     /// The tenant's KMS: the exchange broke off or was not HTTP.
     Http(hyper::Error),
     /// The tenant's KMS: the answer is longer than any real one.
@@ -37,6 +40,7 @@ impl CallError {
             Self::Connect(NetError::Pin(_)) => {
                 KmsError::not_the_pinned_key(provider, operation, why)
             }
+            Self::Forbidden(_) => KmsError::forbidden_endpoint(provider, operation, why),
             Self::TooManyWaiters
             | Self::Late(_)
             | Self::Connect(_)
@@ -51,7 +55,11 @@ impl CallError {
     /// Whether a second try may help.
     pub(super) fn retry(&self) -> Retry {
         match self {
-            Self::TooManyWaiters | Self::AnswerTooLong | Self::Down | Self::Roots => Retry::No,
+            Self::TooManyWaiters
+            | Self::Forbidden(_)
+            | Self::AnswerTooLong
+            | Self::Down
+            | Self::Roots => Retry::No,
             Self::Connect(why) if !why.is_retryable() => Retry::No,
             Self::Late(_) | Self::Connect(_) | Self::Http(_) | Self::Broken => Retry::Transient,
         }
@@ -63,9 +71,12 @@ impl CallError {
         match self {
             Self::Late(what) => *what == WAITING_FOR_ANSWER,
             Self::Http(_) | Self::AnswerTooLong => true,
-            Self::TooManyWaiters | Self::Connect(_) | Self::Down | Self::Broken | Self::Roots => {
-                false
-            }
+            Self::TooManyWaiters
+            | Self::Connect(_)
+            | Self::Forbidden(_)
+            | Self::Down
+            | Self::Broken
+            | Self::Roots => false,
         }
     }
 }
@@ -76,6 +87,7 @@ impl fmt::Display for CallError {
             Self::TooManyWaiters => f.write_str("too many operations wait for a connection"),
             Self::Late(what) => write!(f, "no answer in time while {what}"),
             Self::Connect(why) => write!(f, "{why}"),
+            Self::Forbidden(why) => write!(f, "{why}"),
             Self::Http(why) if why.is_parse() => f.write_str("the answer is not HTTP"),
             Self::Http(_) => f.write_str("the connection broke off before the answer was complete"),
             Self::AnswerTooLong => f.write_str("the answer is too long"),

@@ -11,6 +11,7 @@
 )]
 
 mod secrets;
+mod way;
 mod world;
 
 use std::{net::SocketAddr, rc::Rc, time::Duration};

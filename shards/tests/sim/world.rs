@@ -16,7 +16,9 @@ use hyper::{Request, Response, StatusCode, body::Incoming, client, server, servi
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tsp_rt::{Listener as _, Rt, sim::SimRt};
-use tsp_shards::{ApiKeys, EventsConfig, Limits, Shard, ShardControl, ShardParts, Snapshot};
+use tsp_shards::{
+    ApiKeys, Destinations, EventsConfig, Limits, Shard, ShardControl, ShardParts, Snapshot,
+};
 use tsp_wire::{
     ApiKey, Secret, SnapshotVersion,
     snapshot::{AssignmentDoc, AssumeRoleDoc, KmsConfigDoc, KmsKeyDoc, SnapshotDoc, TenantDoc},
@@ -271,6 +273,7 @@ pub(crate) struct World {
 /// How a world differs from the usual.
 pub(crate) struct Setup {
     pub(crate) limits: Limits,
+    pub(crate) destinations: Destinations,
     pub(crate) event_queue: usize,
     pub(crate) events_required: bool,
     pub(crate) shards: usize,
@@ -284,6 +287,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             limits: Limits::default(),
+            destinations: Destinations::of_the_operators_endpoints(),
             event_queue: 100_000,
             events_required: false,
             shards: 1,
@@ -325,6 +329,7 @@ impl World {
         let parts = (0..setup.shards).map(|_| ShardParts {
             api_keys: Arc::clone(&api_keys),
             limits: setup.limits.clone(),
+            destinations: Arc::new(setup.destinations.clone()),
             events: Some(EventsConfig {
                 queue: queue.clone(),
                 send_timeout: Duration::from_millis(25),
