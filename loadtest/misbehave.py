@@ -1,0 +1,252 @@
+#!/usr/bin/env python3
+"""What a proxy does when its KMSs misbehave: runs whose figures stand in tuning.md.
+
+    cargo build --release -p tsp -p tsp-loadtest
+    loadtest/misbehave.py batch      # 10,000 keys at once, again and again, under 256 open files: time, memory, files
+    loadtest/misbehave.py closing    # a far end that closes what is idle for a second: failed calls, calls sent again
+    loadtest/misbehave.py faults     # resets and throttling: success rates, and what the rules of retrying predict
+    loadtest/misbehave.py tokens     # 3,000 operations at once that have no token yet: token calls
+
+Each run starts kmssim and tsp on free ports and ends both. The two share the machine with loadgen, so times and rates are lower
+bounds; counts are what the runs are for."""
+
+import argparse
+import http.client
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+API_KEY = "dGVzdC1hcGkta2V5"
+START_SECONDS_MAX = 30
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def call(address, method, path, body=None, headers=None):
+    host, port = address.rsplit(":", 1)
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
+    connection.request(method, path, None if body is None else json.dumps(body), headers or {})
+    answer = connection.getresponse()
+    text = answer.read()
+    connection.close()
+    assert answer.status == 200, f"{method} {path}: {answer.status} {text[:300]}"
+    return text
+
+
+class Child:
+    """A process that ends with this one, or when its `with` does."""
+
+    def __init__(self, command, **options):
+        self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *map(str, command)], **options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+class Kmssim(Child):
+    """The simulated KMSs, with `tenant-1` to `tenant-4` at AWS, Google, Azure and Thales unless told otherwise."""
+
+    def __init__(self, folder, *options):
+        self.config = folder / "tenants.toml"
+        files = ["--tsp-config", self.config, "--ca-out", folder / "ca.pem"]
+        super().__init__([BIN / "kmssim", *files, *options], stdout=subprocess.PIPE)
+        self.control = json.loads(self.process.stdout.readline())["control_url"].removeprefix("http://")
+
+    def order(self, method, path, body=None):
+        return json.loads(call(self.control, method, path, body))
+
+    def metrics(self):
+        metrics = self.order("GET", "/metrics")
+        refused = self.order("GET", "/requests/refused")
+        assert not refused, f"kmssim refused: {refused[:3]}"
+        return metrics
+
+
+class Tsp(Child):
+    """The proxy, on two shards unless told otherwise."""
+
+    def __init__(self, folder, config, open_files=None, **variables):
+        log = folder / "tsp.log"
+        limit = ["prlimit", f"--nofile={open_files}:{open_files}"] if open_files else []
+        listen = {f"TSP_{name}_BIND_ADDRESS": "127.0.0.1:0" for name in ("HTTP", "HEALTH", "EVENT")}
+        environment = {"PATH": os.environ["PATH"], "API_KEY": API_KEY, "TSP_CONFIG_FILE": str(config), "TSP_SHARDS": "2", "TSP_IO": IO}
+        environment |= {"TSP_ENABLE_LOGDRIVER_INTEGRATION": "false"} | listen | variables
+        super().__init__([*limit, BIN / "tsp"], stdout=log.open("w"), env=environment)
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while not (serving := [line for line in log.read_text().splitlines() if '"message":"serving"' in line]):
+            assert self.process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.01)
+        self.http = json.loads(serving[0])["http"]
+
+    def metric(self, name, **labels):
+        """Sum over all series of that name with these labels."""
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        lines = call(self.http, "GET", "/metrics").decode().splitlines()
+        lines = (line for line in lines if line.startswith((name + " ", name + "{")) and all(w in line for w in wanted))
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    def memory_mib(self, field):
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split(field + ":")[1].split()[0]) / 1024
+
+    def open_files(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def load(self, folder, *options):
+        """Runs loadgen, and gives its report; failed requests are figures here, not errors."""
+        out = folder / "loadgen.json"
+        command = [BIN / "loadgen", "run", *options, "--target", self.http, "--out", out]
+        environment = {"PATH": os.environ["PATH"], "API_KEY": API_KEY}
+        with Child(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as loadgen:
+            errors = loadgen.process.communicate()[1]
+        assert out.exists(), errors
+        report = json.loads(out.read_text())
+        out.unlink()
+        return report
+
+
+def batch(folder):
+    """Batches of 10,000 wraps under 256 open files."""
+    items, batches = 10_000, 20
+    body = {"iclFields": {"requestingId": "misbehave"}, "documentIds": [str(n) for n in range(items)]}
+    headers = {"Authorization": f"cmk {API_KEY}", "Content-Type": "application/json"}
+    print("KMS      batches  failed  s per batch (min median max)  RSS MiB after 1, 5, 10, 20  peak MiB  open files")
+    for number, name in enumerate(("AWS", "Google", "Azure", "Thales"), 1):
+        with Kmssim(folder, "--gcp-token-endpoint") as kmssim, Tsp(folder, kmssim.config, open_files=256) as tsp:
+            times, resident, files, failed = [], [], 0, 0
+            for _ in range(batches):
+                began = time.monotonic()
+                answer = call(tsp.http, "POST", "/api/1/document/batch-wrap", {"tenantId": f"tenant-{number}", **body}, headers)
+                times.append(time.monotonic() - began)
+                answer = json.loads(answer)
+                assert len(answer["keys"]) + len(answer["failures"]) == items
+                failed += len(answer["failures"])
+                resident.append(tsp.memory_mib("VmRSS"))
+                files = max(files, tsp.open_files())
+            kmssim.metrics()
+            times.sort()
+            spread = f"{times[0]:.2f} {times[batches // 2]:.2f} {times[-1]:.2f}"
+            after = ", ".join(f"{resident[n - 1]:.1f}" for n in (1, 5, 10, 20))
+            print(f"{name:8} {batches:7}  {failed:6}  {spread:28}  {after:26}  {tsp.memory_mib('VmHWM'):8.1f}  {files}")
+
+
+def closing(folder):
+    """100,000 wraps in 200 bursts, with pauses of about the second after which the far end closes what is idle."""
+    with Kmssim(folder) as kmssim, Tsp(folder, kmssim.config) as tsp:
+        kmssim.order("POST", "/connections", {"idle_close_ms": 1000})
+        tenants = ",".join(f"tenant-{n}" for n in range(1, 5))
+        load = ["wrap", "--tenants", tenants, "--requests", 100_000, "--rate", 5000, "--burst", 500]
+        report = tsp.load(folder, *load, "--pause-ms", "980-1020", "--connections", 64, "--warm-up", 0)
+        connections = kmssim.metrics()["connections"]
+        print(f"{report['requests']} answered, {report['failed']} failed, in {report['seconds']:.0f} s")
+        print(f"connections: {connections['accepted']} opened, {connections['closed']} closed by the KMS")
+        for noticed in ("before_call", "in_call"):
+            count = tsp.metric("tsp_kms_connections_stale_total", noticed=noticed)
+            print(f"noticed {noticed}: {count:.0f}")
+        print(f"second tries: {tsp.metric('tsp_kms_retries_total'):.0f}")
+
+
+def predict(resets, throttles, sent_again):
+    """Success rates with one second try for everything, and with the budget for second tries (shards/src/breaker.rs).
+
+    `resets` and `throttles` are the shares of HTTP requests. A reset before the head on a kept connection is `sent_again` at once
+    on a fresh one. The budget earns 1 per success at the first try, a second try costs 14 after a reset and 5 after
+    throttling, and gives that back if it succeeds. So in the long run a share `q` of failures gets a second try."""
+    reset, throttle = resets, throttles
+    if sent_again:
+        reset, throttle = resets * resets, throttles + resets * throttles
+    fails = reset + throttle
+    lost = fails * (14 * reset + 5 * throttle)
+    q = min(1, (1 - fails) / lost)
+    return 1 - fails**2, 1 - fails + fails * q * (1 - fails)
+
+
+def faults(folder):
+    """Success rates at a KMS that resets connections and throttles."""
+    rows = [
+        ("3 % reset before the head, 5 % throttled", "reset_before_head", 3, 5),
+        ("3 % reset after the head, 5 % throttled", "reset_after_head", 3, 5),
+        ("50 % throttled", None, 0, 50),
+    ]
+    print("faults                                    requests  measured by seed, %        predicted, %: no budget, with it  second tries")
+    for name, kind, resets, throttles in rows:
+        rates, retries, requests = [], 0, 50_000
+        # The first rule that strikes counts, so the second sees what the first left.
+        predicted = predict(resets / 100, (1 - resets / 100) * throttles / 100, kind == "reset_before_head")
+        for seed in range(1, 4):
+            rules = [{"kind": kind, "percent": resets}] if kind else []
+            rules.append({"kind": "throttle", "percent": throttles})
+            options = [o for rule in rules for o in ("--fault", json.dumps({**rule, "target": {"operation": "wrap"}}))]
+            with Kmssim(folder, "--seed", seed, "--providers", "aws", "--tenants", 1, *options) as kmssim:
+                with Tsp(folder, kmssim.config) as tsp:
+                    load = ["wrap", "--tenants", "tenant-1", "--requests", requests, "--rate", 1000, "--connections", 1000]
+                    report = tsp.load(folder, *load, "--cold")
+                    kmssim.metrics()
+                    assert report["requests"] + report["failed"] == requests
+                    rates.append(report["requests"] / requests)
+                    retries += tsp.metric("tsp_kms_retries_total")
+        measured = " ".join(f"{rate * 100:.2f}" for rate in rates)
+        foretold = ", ".join(f"{rate * 100:.2f}" for rate in predicted)
+        print(f"{name:40}  3 x {requests}  {measured:25}  {foretold:32}  {retries:.0f}")
+
+
+def tokens(folder):
+    """3,000 operations at once that all need the same token."""
+    operations = 3_000
+    kinds = [
+        ("AWS, role", "aws", ["--aws-roles"]),
+        ("Google, self-signed", "gcp", []),
+        ("Google, endpoint", "gcp", ["--gcp-token-endpoint"]),
+        ("Azure, secret", "azure", []),
+        ("Azure, certificate", "azure", ["--azure-certificates"]),
+        ("Thales", "thales", []),
+    ]
+    print("credential           shards  answered  failed  in flight at most  token calls")
+    slow = ["--latency", json.dumps({"target": {"operation": "token"}, "fixed_ms": 1500})]
+    for name, provider, options in kinds:
+        for shards in (1, 2, 4):
+            with Kmssim(folder, "--providers", provider, "--tenants", 1, *options, *slow) as kmssim:
+                # A shard works on 2,048 requests of one tenant at a time: here two share the credential.
+                with kmssim.config.open("a") as config:
+                    config.write('\n[[tenant]]\nid = "tenant-2"\nassignments = [{ kms = 1, primary = true }]\n')
+                with Tsp(folder, kmssim.config, TSP_SHARDS=str(shards)) as tsp:
+                    done, most = threading.Event(), [0]
+
+                    def watch():
+                        while not done.wait(0.05):
+                            most[0] = max(most[0], tsp.metric("tsp_requests_in_flight"))
+
+                    watcher = threading.Thread(target=watch)
+                    watcher.start()
+                    load = ["wrap", "--tenants", "tenant-1,tenant-2", "--requests", operations, "--connections", operations]
+                    report = tsp.load(folder, *load, "--cold")
+                    done.set()
+                    watcher.join()
+                    calls = sum(kmssim.metrics()["tokens"].values())
+                    print(f"{name:20} {shards:6}  {report['requests']:8}  {report['failed']:6}  {most[0]:17.0f}  {calls}")
+                    if report["failed"]:
+                        print("  ", report["first_failure"])
+
+
+RUNS = {run.__name__: run for run in (batch, closing, faults, tokens)}
+options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+options.add_argument("run", choices=RUNS)
+options.add_argument("--bin", type=Path, default=ROOT / "target/release", help="folder of the programs (default: %(default)s)")
+options.add_argument("--io", choices=("epoll", "uring"), default="epoll", help="the proxy's I/O back end (default: %(default)s)")
+options = options.parse_args()
+IO = options.io
+BIN = options.bin.resolve()
+for program in ("tsp", "kmssim", "loadgen"):
+    if not (BIN / program).exists():
+        sys.exit(f"{BIN / program} is missing: run cargo build --release -p tsp -p tsp-loadtest")
+with tempfile.TemporaryDirectory() as made:
+    RUNS[options.run](Path(made))
+sys.stdout.flush()
