@@ -197,6 +197,9 @@ pub const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// Largest configuration file, in bytes: 100,000 tenants fit.
 pub const CONFIG_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// Largest file of tenant secrets, in bytes: 100,000 secrets fit. It is written whole when one is added.
+pub const SECRETS_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// Largest file that holds one credential, in bytes. The largest real ones are RSA keys of about 3 KB.
 pub const CREDENTIAL_BYTES_MAX: u64 = 64 * 1024;
 

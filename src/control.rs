@@ -21,7 +21,10 @@ use crate::{
     config::{DRAIN_MAX, FILE_CHECK_EVERY, FILE_RETRY_EVERY, PROBLEMS_MAX, Problem, STALE_AFTER},
     events::EventThread,
     metrics::ControlMetrics,
-    source::{Ask, look::Looked},
+    source::{
+        Ask,
+        look::{Looked, New, Outcome},
+    },
 };
 
 /// Commands that wait for the loop. They are rare; a process that cannot take sixteen is stuck.
@@ -43,6 +46,8 @@ const DRAIN_SLACK: Duration = Duration::from_secs(6);
 pub(crate) enum Command {
     /// A look at the source has come to its end.
     Looked(Ask, Looked),
+    /// A tenant secret was stored, so that there is something new to look at.
+    SecretsStored,
     /// A signal's number.
     Signal(i32),
     /// A shard's executor is no more.
@@ -77,6 +82,7 @@ pub(crate) struct Published {
     pub(crate) version: SnapshotVersion,
     pub(crate) tenants: usize,
     pub(crate) kms_configs: usize,
+    pub(crate) secrets: usize,
     pub(crate) left_out: usize,
 }
 
@@ -94,6 +100,10 @@ struct State {
     look_warned: bool,
     /// Somebody asked for a look; it comes when the one under way is over.
     asked: bool,
+    /// Likewise because something is known to be new.
+    news: bool,
+    /// Whether what was published differs from what was before in nothing but tenant secrets.
+    only_secrets: bool,
 }
 
 impl<R: Rt> Control<R> {
@@ -108,7 +118,7 @@ impl<R: Rt> Control<R> {
     ) -> Result<(), String> {
         let now = self.rt.now();
         let mut state = State {
-            published: self.publish(first, left_out),
+            published: self.publish(first, &left_out, left_out.len()),
             settling_since: Some(now),
             settle_warned: false,
             freshness: Freshness::new(now),
@@ -117,6 +127,8 @@ impl<R: Rt> Control<R> {
             looking_since: None,
             look_warned: false,
             asked: false,
+            news: false,
+            only_secrets: false,
         };
         self.refreshed();
         loop {
@@ -129,6 +141,10 @@ impl<R: Rt> Control<R> {
                 Ok(Some(Command::Signal(SIGHUP))) => {
                     tracing::info!("SIGHUP: reading the configuration again");
                     state.asked = true;
+                    state.look_at = self.rt.now();
+                }
+                Ok(Some(Command::SecretsStored)) => {
+                    state.news = true;
                     state.look_at = self.rt.now();
                 }
                 Ok(Some(Command::Looked(ask, looked))) => self.looked(&mut state, ask, looked),
@@ -155,8 +171,9 @@ impl<R: Rt> Control<R> {
         }
     }
 
-    fn publish(&mut self, snapshot: Snapshot, left_out: Vec<Problem>) -> Published {
-        for problem in left_out.iter().take(PROBLEMS_MAX) {
+    /// Publishes `snapshot`, from which `left_out` things are missing. The problems are told.
+    fn publish(&mut self, snapshot: Snapshot, problems: &[Problem], left_out: usize) -> Published {
+        for problem in problems.iter().take(PROBLEMS_MAX) {
             tracing::warn!(
                 place = problem.place,
                 "left out of the configuration: {problem}"
@@ -166,11 +183,13 @@ impl<R: Rt> Control<R> {
             version: snapshot.version(),
             tenants: snapshot.tenant_count(),
             kms_configs: snapshot.kms_config_count(),
-            left_out: left_out.len(),
+            secrets: snapshot.secret_count(),
+            left_out,
         };
         let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         self.metrics.config_tenants.set(gauge(published.tenants));
         self.metrics.config_kms.set(gauge(published.kms_configs));
+        self.metrics.config_secrets.set(gauge(published.secrets));
         self.metrics.config_left_out.set(gauge(published.left_out));
         if let Some(shards) = &mut self.shards {
             shards.publish(&Arc::new(snapshot));
@@ -194,6 +213,7 @@ impl<R: Rt> Control<R> {
             Ask::IfChanged
         };
         state.asked = false;
+        state.news = false;
         state.look_warned = false;
         state.looking_since = Some(now);
         // One is asked at a time, so there is room.
@@ -206,25 +226,31 @@ impl<R: Rt> Control<R> {
     fn looked(&mut self, state: &mut State, ask: Ask, looked: Looked) {
         let now = self.rt.now();
         state.looking_since = None;
-        if state.asked {
+        if state.asked || state.news {
             state.look_at = now;
         }
-        match looked {
-            Looked::Same => {
-                if ask == Ask::Always || state.freshness.had_failed {
+        let Looked { new, outcome } = looked;
+        let same = new.is_none();
+        if let Some(New { snapshot, left_out }) = new {
+            state.only_secrets = left_out.is_none();
+            let problems = left_out.as_deref().unwrap_or_default();
+            let left_out = match &left_out {
+                Some(problems) => problems.len(),
+                None => state.published.left_out,
+            };
+            state.published = self.publish(snapshot, problems, left_out);
+            state.settling_since = Some(now);
+            state.settle_warned = false;
+        }
+        match outcome {
+            Outcome::Good => {
+                if same && (ask == Ask::Always || state.freshness.had_failed) {
                     tracing::info!("the configuration is good and has not changed");
                 }
                 self.refreshed();
                 state.freshness.good(now);
             }
-            Looked::New(snapshot, left_out) => {
-                state.published = self.publish(snapshot, left_out);
-                state.settling_since = Some(now);
-                state.settle_warned = false;
-                self.refreshed();
-                state.freshness.good(now);
-            }
-            Looked::Failed(problems) => {
+            Outcome::Failed(problems) => {
                 self.metrics.refresh_failures.inc();
                 for problem in &problems {
                     tracing::error!(
@@ -239,7 +265,7 @@ impl<R: Rt> Control<R> {
                 state.freshness.had_failed = true;
                 state.retry_at = now + FILE_RETRY_EVERY;
             }
-            Looked::StillFailed => {}
+            Outcome::StillFailed => {}
         }
     }
 
@@ -295,17 +321,27 @@ impl<R: Rt> Control<R> {
             version,
             tenants,
             kms_configs,
+            secrets,
             left_out,
         } = state.published;
         if versions.iter().all(|taken| *taken == Some(version)) {
             state.settling_since = None;
-            tracing::info!(
-                config_version = version.0,
-                tenants,
-                kms_configs,
-                left_out,
-                "tenant configurations published"
-            );
+            if state.only_secrets {
+                tracing::debug!(
+                    config_version = version.0,
+                    secrets,
+                    "tenant secrets published"
+                );
+            } else {
+                tracing::info!(
+                    config_version = version.0,
+                    tenants,
+                    kms_configs,
+                    secrets,
+                    left_out,
+                    "tenant configurations published"
+                );
+            }
             if let Some(when_ready) = self.when_ready.take() {
                 when_ready(&state.published);
             }
@@ -360,7 +396,8 @@ impl<R: Rt> Control<R> {
                     Command::ShardEnded(_)
                     | Command::EventsEnded
                     | Command::Signal(_)
-                    | Command::Looked(..),
+                    | Command::Looked(..)
+                    | Command::SecretsStored,
                 )) => {}
                 Ok(None) | Err(_) => {
                     tracing::warn!("the drain did not come to its end");

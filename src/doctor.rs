@@ -16,8 +16,11 @@ use tsp_shards::Destinations;
 use self::examination::{Chart, Patient};
 use crate::{
     RunError,
-    config::{self, Environment, Problem, Strings as _},
-    source::{Ask, Loaded, Polled, file::FileSource},
+    config::{self, Environment, Problem},
+    source::{
+        Ask, Loaded, Polled,
+        file::{FileSource, config_file},
+    },
 };
 
 /// Up to this many KMS configs are examined one after the other, so that their times are the KMSs' own.
@@ -102,15 +105,9 @@ pub fn doctor(options: &DoctorOptions) -> Doctored {
 
 /// The KMS configs that can be examined, and what is wrong with the rest.
 fn patients(options: &DoctorOptions) -> (Vec<Patient>, Vec<Problem>) {
-    let variable = || {
-        let named = Environment.get("TSP_CONFIG_FILE").ok().flatten();
-        named
-            .map(|name| PathBuf::from(name.trim()))
-            .filter(|path| !path.as_os_str().is_empty())
-    };
-    let Some(path) = options.config.clone().or_else(variable) else {
-        let why = "not set; --config FILE does as well";
-        return (Vec::new(), vec![Problem::new("TSP_CONFIG_FILE", why)]);
+    let path = match config_file(options.config.as_deref()) {
+        Ok(path) => path,
+        Err(problems) => return (Vec::new(), problems),
     };
     #[expect(
         clippy::disallowed_methods,

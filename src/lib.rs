@@ -8,7 +8,8 @@
 //! | one per shard, each on its core | requests | `tsp_shards` |
 //! | `tsp-events` | security events out of the process | [`events`] |
 //! | `tsp-log` | log lines out of the process | [`logs`] |
-//! | `tsp-source` | looks at the configuration file | [`source`] |
+//! | `tsp-source` | looks at the configuration file and the tenant secrets | [`source`] |
+//! | `tsp-secrets` | stores new tenant secrets | `secrets` |
 //! | `tsp-signals`, `tsp-watch` | wait for what cannot be awaited: signals, a thread's end, a scrape | `signals` |
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ mod greeting;
 pub mod logs;
 pub mod metrics;
 mod prepare;
+mod secrets;
 mod signals;
 pub mod source;
 
@@ -44,10 +46,14 @@ use crate::{
     logs::Logs,
     metrics::{ControlMetrics, Scrape},
     prepare::Prepared,
+    secrets::keeper,
     source::{dev, look},
 };
 
-pub use self::doctor::{DoctorOptions, Doctored, doctor};
+pub use self::{
+    doctor::{DoctorOptions, Doctored, doctor},
+    secrets::command::{SecretsAction, SecretsOptions, secrets},
+};
 
 /// Scrapes on the API's port that wait for their text. A scraper asks every few seconds.
 const SCRAPES_WAITING_MAX: usize = 16;
@@ -224,7 +230,8 @@ fn run_logged(
         api_key,
         plan,
         probe,
-        source,
+        lookout,
+        store,
         first,
         left_out,
     } = prepared;
@@ -274,8 +281,7 @@ fn run_logged(
         None => (None, None),
     };
     let (scrape, scrapes) = crossbeam_channel::bounded(SCRAPES_WAITING_MAX);
-    // Nobody stores secrets yet, so none can be created.
-    let (secrets, _) = crossbeam_channel::bounded(1);
+    let (secrets, offers) = crossbeam_channel::bounded(keeper::OFFERS_MAX);
     let shards = ShardSet::spawn(ShardsConfig {
         listen: config.http,
         backend: probe.backend,
@@ -322,7 +328,9 @@ fn run_logged(
     )
     .map_err(|why| internal("a thread cannot be started", &why))?;
 
-    let asks = look::start(source, first.version(), commander.clone())
+    let asks = look::start(lookout, commander.clone())
+        .map_err(|why| internal("a thread cannot be started", &why))?;
+    keeper::start(store, offers, commander.clone())
         .map_err(|why| internal("a thread cannot be started", &why))?;
 
     let listening = Listening {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
-use tsp::{Checked, DevOptions, DoctorOptions, Doctored, RunError};
+use tsp::{Checked, DevOptions, DoctorOptions, Doctored, RunError, SecretsAction, SecretsOptions};
 
 /// Tenant Security Proxy: wraps and unwraps document keys with each tenant's own KMS.
 #[derive(Debug, Parser)]
@@ -36,6 +36,85 @@ enum Command {
     Doctor(Doctor),
     /// Serves made-up tenants on loopback, with nothing to configure
     Dev(Dev),
+    /// Shows, rotates and backs up the secrets that keys are derived from
+    #[command(subcommand, disable_help_subcommand = true)]
+    Secrets(SecretsCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum SecretsCommand {
+    /// Shows which secrets there are
+    List(SomeSecrets),
+    /// Begins to replace a path's current secret: the next derivation makes a new one, and the old one's keys are still
+    /// handed out
+    RotateBegin(OnePath),
+    /// Ends that: the old one's keys are not handed out any more
+    RotateCommit(OnePath),
+    /// Writes a backup to standard output, wrapped as the secrets are
+    Export(SomeSecrets),
+}
+
+#[derive(Args, Debug)]
+struct SomeSecrets {
+    /// Only those of this tenant [default: all]
+    tenant: Option<String>,
+    /// Only those of this secret path [default: all]
+    path: Option<String>,
+    #[command(flatten)]
+    more: SecretsArgs,
+}
+
+#[derive(Args, Debug)]
+struct OnePath {
+    /// The tenant
+    tenant: String,
+    /// The secret path; '' for the empty one
+    path: String,
+    #[command(flatten)]
+    more: SecretsArgs,
+}
+
+#[derive(Args, Debug)]
+struct SecretsArgs {
+    /// Only those of this type: search, deterministic or vector [default: all]
+    #[arg(long = "type", value_name = "TYPE")]
+    secret_type: Option<String>,
+    /// The configuration file [default: that of TSP_CONFIG_FILE]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Reports in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl SecretsCommand {
+    fn options(self) -> SecretsOptions {
+        let (action, tenant, path, more) = match self {
+            Self::List(some) => (SecretsAction::List, some.tenant, some.path, some.more),
+            Self::Export(some) => (SecretsAction::Export, some.tenant, some.path, some.more),
+            Self::RotateBegin(one) => {
+                let (tenant, path) = (Some(one.tenant), Some(one.path));
+                (SecretsAction::RotateBegin, tenant, path, one.more)
+            }
+            Self::RotateCommit(one) => {
+                let (tenant, path) = (Some(one.tenant), Some(one.path));
+                (SecretsAction::RotateCommit, tenant, path, one.more)
+            }
+        };
+        let SecretsArgs {
+            secret_type,
+            config,
+            json,
+        } = more;
+        SecretsOptions {
+            action,
+            config,
+            tenant,
+            path,
+            secret_type,
+            json,
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -67,6 +146,14 @@ struct Dev {
     /// Keeps the tenants' keys in FILE, made if it is not there [default: in memory, lost at the end]
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
+}
+
+/// Half a backup must not pass for one.
+fn print_whole(bytes: &[u8]) -> Result<(), RunError> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .map_err(|why| RunError::Internal(format!("standard output takes no more: {why}")))
 }
 
 fn main() -> ExitCode {
@@ -122,6 +209,9 @@ fn main() -> ExitCode {
             event,
             state,
         }),
+        Some(Command::Secrets(command)) => {
+            tsp::secrets(&command.options()).and_then(|text| print_whole(text.as_bytes()))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -30,6 +30,8 @@ pub struct ControlMetrics {
     pub config_tenants: IntGauge,
     /// KMS configs in force.
     pub config_kms: IntGauge,
+    /// Tenant secrets in force, archived ones included.
+    pub config_secrets: IntGauge,
     /// Problems for which something was left out.
     pub config_left_out: IntGauge,
     /// 1 when `/ready` says so.
@@ -81,6 +83,10 @@ impl ControlMetrics {
             )?,
             config_tenants: gauge("tsp_config_tenants", "Tenants in force.")?,
             config_kms: gauge("tsp_config_kms", "KMS configs in force.")?,
+            config_secrets: gauge(
+                "tsp_config_secrets",
+                "Tenant secrets, archived ones included.",
+            )?,
             config_left_out: gauge(
                 "tsp_config_left_out",
                 "Problems for which a part of the configuration was left out.",

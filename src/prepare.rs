@@ -4,13 +4,19 @@ use std::{io, path::PathBuf, time::SystemTime};
 
 use tsp_rt::Probe;
 use tsp_shards::Snapshot;
-use tsp_wire::{ApiKey, SnapshotVersion};
+use tsp_wire::ApiKey;
 
 use crate::{
     DevOptions,
     config::{Environment, Mode, Overlay, Problem, ProcessConfig, Strings as _},
     cores::{CorePlan, Machine},
-    source::{Ask, Polled, Source, dev, dev::DevSource, file::FileSource},
+    secrets::keeper::Store,
+    source::{
+        Ask, Source, dev,
+        dev::DevSource,
+        file::FileSource,
+        look::{Lookout, New, Outcome},
+    },
 };
 
 /// All that is known before anything is bound.
@@ -19,7 +25,9 @@ pub(crate) struct Prepared {
     pub(crate) api_key: ApiKey,
     pub(crate) plan: CorePlan,
     pub(crate) probe: Probe,
-    pub(crate) source: Source,
+    pub(crate) lookout: Lookout,
+    /// Where new tenant secrets are stored.
+    pub(crate) store: Store,
     pub(crate) first: Snapshot,
     pub(crate) left_out: Vec<Problem>,
 }
@@ -82,7 +90,7 @@ impl Prepared {
     fn new(
         config: Result<ProcessConfig, Vec<Problem>>,
         default_api_key: Option<ApiKey>,
-        mut source: Source,
+        source: Source,
     ) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
         let config = config.map_err(|found| problems.extend(found)).ok();
@@ -103,16 +111,19 @@ impl Prepared {
             reason = "no core runs yet that could be asked"
         )]
         let now = SystemTime::now();
-        let loaded = match source.poll(Ask::Always, now) {
-            Polled::New(loaded) => Some(*loaded),
-            Polled::Failed(found) => {
+        let mut lookout = Lookout::new(source);
+        let looked = lookout.look(Ask::Always, now);
+        let first = match looked.outcome {
+            Outcome::Good => looked.new.zip(lookout.store()),
+            Outcome::Failed(found) => {
                 problems.extend(found);
                 None
             }
             // A source that was never asked before has something to say.
-            Polled::Same | Polled::StillFailed => None,
+            Outcome::StillFailed => None,
         };
-        let (Some(mut config), Some((plan, probe)), Some(loaded)) = (config, machine, loaded)
+        let (Some(mut config), Some((plan, probe)), Some((first, store))) =
+            (config, machine, first)
         else {
             // What is only odd may be the reason for what is wrong.
             problems.extend(warnings);
@@ -121,16 +132,25 @@ impl Prepared {
         let Some(api_key) = config.api_key.take().or(default_api_key) else {
             return Err(vec![Problem::new("API_KEY", "not set")]);
         };
-        let (first, left_out) = loaded.into_snapshot(SnapshotVersion::default().next());
+        let New { snapshot, left_out } = first;
         Ok(Self {
             config,
             api_key,
             plan,
             probe,
-            source,
-            first,
-            left_out,
+            lookout,
+            store,
+            first: snapshot,
+            left_out: left_out.unwrap_or_default(),
         })
+    }
+
+    fn secrets_summary(&self) -> String {
+        let count = self.first.secret_count();
+        match &self.store {
+            Store::File(file) => format!("{count} in {}", file.path().display()),
+            Store::Memory(_) => count.to_string(),
+        }
     }
 
     /// What `tsp check` tells about a configuration that can be served.
@@ -158,6 +178,7 @@ impl Prepared {
             format!("control plane  on core {}", plan.control_cpu_text()),
             format!("tenants        {}", first.tenant_count()),
             format!("KMS configs    {}", first.kms_config_count()),
+            format!("tenant secrets {}", self.secrets_summary()),
         ];
         lines.extend(
             config

@@ -12,11 +12,11 @@ use std::time::SystemTime;
 use tsp_shards::Snapshot;
 use tsp_wire::{
     SnapshotVersion,
-    snapshot::{KmsConfigDoc, SnapshotDoc, TenantDoc},
+    snapshot::{KmsConfigDoc, SnapshotDoc, TenantDoc, TenantSecretDoc},
 };
 
 use self::{dev::DevSource, file::FileSource};
-use crate::config::Problem;
+use crate::{config::Problem, secrets::keeper::Store};
 
 /// All KMS configs and tenants, as a source has them now. The control core gives it a version.
 #[derive(Debug)]
@@ -30,7 +30,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Makes a snapshot of the state, and adds what the data plane refuses to what the source left out.
+    /// Makes a snapshot of the state, without tenant secrets, and adds what the data plane refuses to what the source left
+    /// out.
     #[must_use]
     pub fn into_snapshot(self, version: SnapshotVersion) -> (Snapshot, Vec<Problem>) {
         let Self {
@@ -67,11 +68,11 @@ pub enum Ask {
 
 /// What a look found.
 #[derive(Debug)]
-pub enum Polled {
+pub enum Polled<T> {
     /// The state that was handed out last.
     Same,
     /// A new state.
-    New(Box<Loaded>),
+    New(Box<T>),
     /// Nothing usable, and why. The last state stays in force.
     Failed(Vec<Problem>),
     /// Still what [`Polled::Failed`] told last time.
@@ -89,10 +90,27 @@ pub enum Source {
 
 impl Source {
     /// Looks for the current state. `now` tells fresh files from settled ones.
-    pub fn poll(&mut self, ask: Ask, now: SystemTime) -> Polled {
+    pub fn poll(&mut self, ask: Ask, now: SystemTime) -> Polled<Loaded> {
         match self {
             Self::File(file) => file.poll(ask, now),
             Self::Dev(dev) => dev.poll(),
+        }
+    }
+
+    /// Likewise for the tenant secrets.
+    pub fn poll_secrets(&mut self, ask: Ask, now: SystemTime) -> Polled<Vec<TenantSecretDoc>> {
+        match self {
+            Self::File(file) => file.poll_secrets(ask, now),
+            Self::Dev(dev) => dev.poll_secrets(),
+        }
+    }
+
+    /// Where new tenant secrets are to be stored, so that [`Source::poll_secrets`] finds them. Known after the first good
+    /// [`Source::poll`]; asked for once.
+    pub(crate) fn store(&mut self) -> Option<Store> {
+        match self {
+            Self::File(file) => file.secrets_file().cloned().map(Store::File),
+            Self::Dev(dev) => dev.store().map(Store::Memory),
         }
     }
 }

@@ -22,8 +22,9 @@ use crate::{
     secrets::SecretTable,
 };
 
-/// All tenants, KMS configs and tenant secrets of one moment: validated, immutable, shared by all cores.
-#[derive(Debug)]
+/// All tenants, KMS configs and tenant secrets of one moment: validated, immutable, shared by all cores. A clone shares
+/// them.
+#[derive(Clone, Debug)]
 pub struct Snapshot {
     version: SnapshotVersion,
     configs: Arc<Configs>,

@@ -1,7 +1,7 @@
 //! `tsp dev`: made-up tenants on the built-in local KMS, so that the first minute needs no configuration.
 //!
-//! The keys are random and live in memory: with the process goes every key, and with the keys everything that was
-//! encrypted under them. `--state FILE` keeps them instead, in a file of the same format as any configuration file,
+//! The keys are random and live in memory, and so do the tenant secrets that they wrap: with the process goes every key,
+//! and with the keys everything that was encrypted under them. `--state FILE` keeps them instead, in a file of the same format as any configuration file,
 //! which can be edited while `tsp dev` runs, and served by `tsp` later.
 
 use std::{
@@ -13,14 +13,15 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use crossbeam_channel::Receiver;
 use tsp_wire::{
     Secret,
-    snapshot::{AssignmentDoc, KmsConfigDoc, KmsKeyDoc, TenantDoc},
+    snapshot::{AssignmentDoc, KmsConfigDoc, KmsKeyDoc, TenantDoc, TenantSecretDoc},
 };
 use zeroize::Zeroizing;
 
 use super::{Loaded, Polled};
-use crate::config::Problem;
+use crate::{config::Problem, secrets::keeper::Memory};
 
 /// Size of a LOCAL key, in bytes.
 const KEY_BYTES: usize = 32;
@@ -60,10 +61,14 @@ const TENANTS: [DevTenant; 4] = [
     },
 ];
 
-/// The made-up tenants, with keys that nobody else has. Gives its state once; it never changes.
+/// The made-up tenants, with keys that nobody else has. Gives its state once; only their secrets grow in number.
 #[derive(Debug)]
 pub struct DevSource {
     state: Option<Box<Loaded>>,
+    secrets: Vec<TenantSecretDoc>,
+    /// Brings each new one once.
+    created: Receiver<TenantSecretDoc>,
+    store: Option<Memory>,
 }
 
 impl DevSource {
@@ -99,14 +104,34 @@ impl DevSource {
             tenants: tenants.collect(),
             left_out: Vec::new(),
         };
+        let (store, created) = Memory::new();
         Ok(Self {
             state: Some(Box::new(loaded)),
+            secrets: Vec::new(),
+            created,
+            store: Some(store),
         })
     }
 
     /// The tenants at first, nothing new from then on.
-    pub fn poll(&mut self) -> Polled {
+    pub fn poll(&mut self) -> Polled<Loaded> {
         self.state.take().map_or(Polled::Same, Polled::New)
+    }
+
+    /// The secrets that the tenants have by now.
+    pub fn poll_secrets(&mut self) -> Polled<Vec<TenantSecretDoc>> {
+        let before = self.secrets.len();
+        self.secrets.extend(self.created.try_iter());
+        if self.secrets.len() == before {
+            Polled::Same
+        } else {
+            Polled::New(Box::new(self.secrets.clone()))
+        }
+    }
+
+    /// Where new secrets are to be stored; asked for once.
+    pub(crate) fn store(&mut self) -> Option<Memory> {
+        self.store.take()
     }
 }
 
@@ -279,6 +304,7 @@ mod tests {
                 .all(|key| keys.iter().filter(|other| *other == key).count() == 1)
         );
         assert!(matches!(source.poll(), Polled::Same));
+        assert!(matches!(source.poll_secrets(), Polled::Same));
     }
 
     #[test]

@@ -20,6 +20,9 @@
 //! good state stays. What its surroundings do to one entry (a credential that is not there, a KMS that this version
 //! cannot use) leaves out that entry and no other. All problems are told at once, with their lines, and none quotes a
 //! value that could be a secret.
+//!
+//! Tenant secrets lie in a file of their own, which the proxy writes: beside this one, or where its `secrets_file` says.
+//! It is watched likewise, and by itself: a mistake in one keeps no change of the other from being taken.
 
 mod document;
 mod read;
@@ -32,8 +35,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Ask, Polled};
-use crate::config::{Environment, Problem, Strings};
+use tsp_wire::snapshot::TenantSecretDoc;
+
+use super::{Ask, Loaded, Polled};
+use crate::{
+    config::{Environment, Problem, Strings},
+    secrets::file::{self as secrets_file, SecretsFile},
+};
 
 /// A file changed less than this before it was read may change again without a visible trace, because the kernel's
 /// timestamps are coarse. It is read once more when it has settled.
@@ -44,12 +52,28 @@ const SETTLED_AFTER: Duration = Duration::from_secs(2);
 pub struct FileSource<S = Environment> {
     path: PathBuf,
     strings: S,
+    configs: Watch,
+    /// Where the tenant secrets lie; known once the configuration file has been read.
+    secrets_file: Option<SecretsFile>,
+    secrets: Watch,
+}
+
+/// What is known of some files that belong together.
+#[derive(Debug, Default)]
+struct Watch {
     /// What the files looked like just before they were last read.
     seen: Option<Seen>,
     /// Digest of all content behind the state that was handed out last.
     good: Option<u64>,
     /// What was wrong, if the last attempt failed.
     failed: Option<Vec<Problem>>,
+}
+
+/// What came of reading them.
+struct Reading<T> {
+    stamps: Vec<(PathBuf, Option<Stamp>)>,
+    digest: u64,
+    result: Result<T, Vec<Problem>>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -102,14 +126,111 @@ impl<S: Strings> FileSource<S> {
         Self {
             path,
             strings,
-            seen: None,
-            good: None,
-            failed: None,
+            configs: Watch::default(),
+            secrets_file: None,
+            secrets: Watch::default(),
         }
     }
 
     /// Looks at the files, and reads them if they have changed or `ask` says so.
-    pub fn poll(&mut self, ask: Ask, now: SystemTime) -> Polled {
+    pub fn poll(&mut self, ask: Ask, now: SystemTime) -> Polled<Loaded> {
+        self.configs.poll(ask, now, || {
+            let mut files = read::Files::new(&self.path, &self.strings);
+            let result = document::load(&mut files).and_then(|(loaded, secrets_file)| {
+                let file = SecretsFile::new(secrets_path(&self.path, secrets_file.as_deref()));
+                let known = self.secrets_file.get_or_insert_with(|| file.clone());
+                if *known == file {
+                    return Ok(loaded);
+                }
+                let why = format!(
+                    "secrets_file has changed from {}; that takes a restart",
+                    known.path().display()
+                );
+                Err(vec![Problem::new(self.path.display().to_string(), why)])
+            });
+            Reading {
+                digest: files.digest(),
+                stamps: files.into_stamps(),
+                result,
+            }
+        })
+    }
+
+    /// Likewise for the tenant secrets, once [`FileSource::poll`] knows where they are.
+    pub fn poll_secrets(&mut self, ask: Ask, now: SystemTime) -> Polled<Vec<TenantSecretDoc>> {
+        let Some(file) = &self.secrets_file else {
+            return Polled::Same;
+        };
+        self.secrets.poll(ask, now, || {
+            let stamp = Stamp::of(file.path());
+            let mut digest = Digest::default();
+            let result = file.read().and_then(|bytes| {
+                let Some(bytes) = bytes else {
+                    return Ok(Vec::new());
+                };
+                digest.add(&bytes);
+                let secrets = secrets_file::parse(&bytes);
+                let secrets =
+                    secrets.map_err(|why| Problem::new(file.path().display().to_string(), why))?;
+                Ok(secrets.to_docs())
+            });
+            Reading {
+                stamps: vec![(file.path().to_owned(), stamp)],
+                digest: digest.finish(),
+                result: result.map_err(|problem| vec![problem]),
+            }
+        })
+    }
+
+    /// Where the tenant secrets lie, once [`FileSource::poll`] knows it.
+    pub(crate) fn secrets_file(&self) -> Option<&SecretsFile> {
+        self.secrets_file.as_ref()
+    }
+}
+
+/// The configuration file that a command works with.
+///
+/// # Errors
+/// If none is named.
+pub(crate) fn config_file(named: Option<&Path>) -> Result<PathBuf, Vec<Problem>> {
+    let variable = || {
+        let named = Environment.get("TSP_CONFIG_FILE").ok().flatten();
+        named.map(|name| PathBuf::from(name.trim()))
+    };
+    let path = named.map(Path::to_owned).or_else(variable);
+    path.filter(|path| !path.as_os_str().is_empty())
+        .ok_or_else(|| {
+            let why = "not set; --config FILE does as well";
+            vec![Problem::new("TSP_CONFIG_FILE", why)]
+        })
+}
+
+/// The file of tenant secrets that goes with the configuration file at `config`.
+///
+/// # Errors
+/// What keeps the configuration file from being read. What it says of KMSs does not matter here.
+pub(crate) fn secrets_file_of(config: &Path) -> Result<SecretsFile, Vec<Problem>> {
+    let mut files = read::Files::new(config, &Environment);
+    let named = document::secrets_file(&mut files)?;
+    Ok(SecretsFile::new(secrets_path(config, named.as_deref())))
+}
+
+/// `named`, relative to the configuration file; else beside it, with an ending of its own.
+fn secrets_path(config: &Path, named: Option<&str>) -> PathBuf {
+    match named {
+        Some(named) => config.parent().unwrap_or(Path::new("")).join(named),
+        None => config.with_extension("secrets.jsonl"),
+    }
+}
+
+impl Watch {
+    /// Reads if anything has changed, or if `ask` says so.
+    fn poll<T>(
+        &mut self,
+        ask: Ask,
+        now: SystemTime,
+        read: impl FnOnce() -> Reading<T>,
+    ) -> Polled<T> {
         let unchanged = self.seen.as_ref().is_some_and(|seen| {
             seen.settled
                 && seen
@@ -124,28 +245,22 @@ impl<S: Strings> FileSource<S> {
                 Polled::Same
             };
         }
-        self.read(ask, now)
-    }
-
-    fn read(&mut self, ask: Ask, now: SystemTime) -> Polled {
-        let mut files = read::Files::new(&self.path, &self.strings);
-        let loaded = document::load(&mut files);
-        let digest = files.digest();
-        let settled = files
-            .stamps()
+        let Reading {
+            stamps,
+            digest,
+            result,
+        } = read();
+        let settled = stamps
             .iter()
             .all(|(_, stamp)| stamp.as_ref().is_none_or(|stamp| stamp.has_settled(now)));
-        self.seen = Some(Seen {
-            stamps: files.into_stamps(),
-            settled,
-        });
-        match loaded {
-            Ok(loaded) => {
+        self.seen = Some(Seen { stamps, settled });
+        match result {
+            Ok(state) => {
                 self.failed = None;
                 if self.good.replace(digest) == Some(digest) {
                     return Polled::Same;
                 }
-                Polled::New(Box::new(loaded))
+                Polled::New(Box::new(state))
             }
             Err(problems) => {
                 // Read again only because it had not settled: nothing new to tell.

@@ -26,5 +26,6 @@ mod process;
 mod providers;
 mod requests;
 mod sdk;
+mod secrets;
 mod support;
 mod upstream;

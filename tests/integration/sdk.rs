@@ -1,8 +1,5 @@
 //! The published SDKs, unmodified, against whole proxies: on local keys, on keys at moto and on keys at all four remote
 //! KMSs as kmssim plays them, with every signature checked.
-//!
-//! All checks pass but those that need derived keys, which this version does not have yet. A check of that list that
-//! passes fails the test too: then the list is to be shortened.
 
 use std::process::{Command, Stdio};
 
@@ -14,9 +11,6 @@ use crate::support::{
     peers::{Peer, source_folder, target_folder},
     proxy::{API_KEY, Io, Proxy, Setup},
 };
-
-/// Words of the names of checks that need `key/derive-with-secret-path`.
-const NEED_DERIVED_KEYS: [&str; 2] = ["deterministic", "vector"];
 
 /// Number of checks that each SDK must have run, so that a script that stops early is no success.
 const NODE_CHECKS: usize = 9;
@@ -47,22 +41,12 @@ fn assert_checks(mut command: Command, checks_min: usize) {
         .output();
     let output = output.expect("setpriv is installed");
     let text = String::from_utf8_lossy(&output.stdout);
-    let is_expected_failure = |line: &str| NEED_DERIVED_KEYS.iter().any(|word| line.contains(word));
-    let (mut checks, mut wrong) = (0, Vec::new());
-    for line in text.lines() {
-        let (ok, name) = match line.strip_prefix("not ok ") {
-            Some(name) => (false, name),
-            None => match line.strip_prefix("ok ") {
-                Some(name) => (true, name),
-                None => continue,
-            },
-        };
-        checks += 1;
-        if ok == is_expected_failure(name) {
-            wrong.push(line);
-        }
-    }
-    assert!(wrong.is_empty(), "{}\nof\n{text}", wrong.join("\n"));
+    let failed: Vec<_> = text
+        .lines()
+        .filter(|line| line.starts_with("not ok "))
+        .collect();
+    assert!(failed.is_empty(), "{}\nof\n{text}", failed.join("\n"));
+    let checks = text.lines().filter(|line| line.starts_with("ok ")).count();
     assert!(
         checks >= checks_min,
         "only {checks} checks of {checks_min}; run ./x setup if the packages are missing:\n{text}"

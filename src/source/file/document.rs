@@ -22,27 +22,24 @@ use crate::config::{Problem, Strings};
 /// The one version of the file's format.
 const FORMAT_VERSION: i64 = 1;
 
-/// Reads the file and what it names.
+/// Reads the file and what it names. Gives its `secrets_file` too.
 ///
 /// # Errors
 /// Everything that is wrong, if the file as a whole cannot be used.
-pub(super) fn load<S: Strings>(files: &mut Files<'_, S>) -> Result<Loaded, Vec<Problem>> {
+pub(super) fn load<S: Strings>(
+    files: &mut Files<'_, S>,
+) -> Result<(Loaded, Option<String>), Vec<Problem>> {
     let path = files.path();
     let text = files
         .config()
         .map_err(|why| vec![Problem::new(path.display().to_string(), why)])?;
-    let (document, errors) = DeTable::parse_recoverable(&text);
     let mut form = Form::new(path, &text);
-    for error in errors {
-        form.problem(
-            error.span().map_or(0, |span| span.start),
-            error.message().to_owned(),
-        );
-    }
+    let document = form.parse(&text);
     if !form.problems.is_empty() {
         return Err(form.into_problems());
     }
 
+    let secrets_file = form.secrets_file(&document);
     let (kms, mut tenants) = form.document(&document);
     let mut left_out = Vec::new();
     let mut left_out_ids = HashSet::new();
@@ -73,27 +70,69 @@ pub(super) fn load<S: Strings>(files: &mut Files<'_, S>) -> Result<Loaded, Vec<P
         ));
     }
     if form.problems.is_empty() {
-        return Ok(Loaded {
+        let loaded = Loaded {
             kms: loaded,
             tenants,
             left_out,
-        });
+        };
+        return Ok((loaded, secrets_file));
     }
     form.problems.extend(left_out);
     Err(form.into_problems())
 }
 
+/// Reads where the file says that tenant secrets are, and nothing else.
+///
+/// # Errors
+/// What keeps it from being read.
+pub(super) fn secrets_file<S: Strings>(
+    files: &mut Files<'_, S>,
+) -> Result<Option<String>, Vec<Problem>> {
+    let path = files.path();
+    let text = files
+        .config()
+        .map_err(|why| vec![Problem::new(path.display().to_string(), why)])?;
+    let mut form = Form::new(path, &text);
+    let document = form.parse(&text);
+    let secrets_file = form.secrets_file(&document);
+    if form.problems.is_empty() {
+        Ok(secrets_file)
+    } else {
+        Err(form.into_problems())
+    }
+}
+
+/// The file itself, as a table.
+fn top<'d>(document: &'d Spanned<DeTable<'d>>) -> Table<'d> {
+    Table {
+        what: "the file".to_owned(),
+        at: 0,
+        members: document.get_ref(),
+    }
+}
+
 impl Form<'_> {
+    /// Reads the TOML, as far as it is TOML.
+    fn parse<'d>(&mut self, text: &'d str) -> Spanned<DeTable<'d>> {
+        let (document, errors) = DeTable::parse_recoverable(text);
+        for error in errors {
+            let at = error.span().map_or(0, |span| span.start);
+            self.problem(at, error.message().to_owned());
+        }
+        document
+    }
+
+    fn secrets_file<'d>(&mut self, document: &'d Spanned<DeTable<'d>>) -> Option<String> {
+        let named = self.optional(&top(document), "secrets_file", Self::string);
+        named.map(str::to_owned)
+    }
+
     fn document<'d>(
         &mut self,
         document: &'d Spanned<DeTable<'d>>,
     ) -> (Vec<RawKms<'d>>, Vec<TenantDoc>) {
-        let top = Table {
-            what: "the file".to_owned(),
-            at: 0,
-            members: document.get_ref(),
-        };
-        self.only_members(&top, &["version", "kms", "tenant"]);
+        let top = top(document);
+        self.only_members(&top, &["version", "secrets_file", "kms", "tenant"]);
         if let Some(version) = self.required(&top, "version", Self::integer)
             && version != FORMAT_VERSION
         {

@@ -74,10 +74,6 @@ impl<'a, S: Strings> Files<'a, S> {
         }
     }
 
-    pub(super) fn stamps(&self) -> &[(PathBuf, Option<Stamp>)] {
-        &self.stamps
-    }
-
     pub(super) fn into_stamps(self) -> Vec<(PathBuf, Option<Stamp>)> {
         self.stamps
     }

@@ -702,7 +702,7 @@ fn a_file_is_read_again_until_it_has_settled() {
         source.poll(Ask::IfChanged, soon()),
         Polled::New(_)
     ));
-    let seen = |source: &FileSource<Map>| source.seen.as_ref().map(|seen| seen.settled);
+    let seen = |source: &FileSource<Map>| source.configs.seen.as_ref().map(|seen| seen.settled);
     assert_eq!(seen(&source), Some(false));
     assert!(matches!(source.poll(Ask::IfChanged, soon()), Polled::Same));
     assert!(matches!(source.poll(Ask::IfChanged, later()), Polled::Same));
@@ -717,4 +717,135 @@ fn a_file_is_read_again_until_it_has_settled() {
         source.poll(Ask::IfChanged, later()),
         Polled::StillFailed
     ));
+}
+
+/// One secret, as a proxy stores it.
+fn store(place: &Place, name: &str, path: &str) -> Vec<u8> {
+    use crate::secrets::{
+        file::Edited,
+        tests::{at, offer},
+    };
+    let file = SecretsFile::new(place.path(name));
+    let (offer, _) = offer("a", path, b"blob");
+    file.update(
+        |_| {},
+        |secrets| {
+            secrets.take(&offer, at(0)).unwrap();
+            Ok(((), Edited::Yes))
+        },
+    )
+    .unwrap();
+    fs::read(file.path()).unwrap()
+}
+
+#[test]
+fn secrets_lie_beside_the_file_or_where_it_says() {
+    let path = |config: &str, named| secrets_path(Path::new(config), named).display().to_string();
+    assert_eq!(
+        path("/etc/tsp/tenants.toml", None),
+        "/etc/tsp/tenants.secrets.jsonl"
+    );
+    assert_eq!(path("tenants", None), "tenants.secrets.jsonl");
+    assert_eq!(path("/etc/tenants.toml", Some("data/s")), "/etc/data/s");
+    assert_eq!(path("/etc/tenants.toml", Some("/var/s")), "/var/s");
+}
+
+#[test]
+fn a_stored_secret_is_a_new_state_of_the_secrets_alone() {
+    let place = Place::new(&local(1, "a"));
+    let mut source = place.source();
+    let nowhere = source.poll_secrets(Ask::Always, later());
+    assert!(
+        matches!(nowhere, Polled::Same),
+        "not known yet where they are"
+    );
+    assert!(matches!(
+        source.poll(Ask::IfChanged, later()),
+        Polled::New(_)
+    ));
+    let Polled::New(none) = source.poll_secrets(Ask::IfChanged, later()) else {
+        panic!("the first look is new")
+    };
+    assert!(none.is_empty());
+    assert!(matches!(
+        source.poll_secrets(Ask::IfChanged, later()),
+        Polled::Same
+    ));
+
+    store(&place, "tenants.secrets.jsonl", "p");
+    let Polled::New(one) = source.poll_secrets(Ask::IfChanged, soon()) else {
+        panic!("not noticed")
+    };
+    assert_eq!((one[0].tenant.as_str(), one[0].path.as_str()), ("a", "p"));
+    assert!(matches!(source.poll(Ask::IfChanged, later()), Polled::Same));
+    assert!(matches!(
+        source.poll_secrets(Ask::IfChanged, later()),
+        Polled::Same
+    ));
+}
+
+#[test]
+fn a_mistake_in_one_file_does_not_hide_the_other() {
+    let place = Place::new(&local(1, "a"));
+    let mut source = place.source();
+    source.poll(Ask::IfChanged, later());
+    source.poll_secrets(Ask::IfChanged, later());
+    place.write("tenants.toml", "wrong");
+    let good = store(&place, "tenants.secrets.jsonl", "p");
+    assert!(matches!(
+        source.poll(Ask::IfChanged, later()),
+        Polled::Failed(_)
+    ));
+    assert!(matches!(
+        source.poll_secrets(Ask::IfChanged, later()),
+        Polled::New(_)
+    ));
+
+    place.write("tenants.toml", &local(1, "b"));
+    place.write("tenants.secrets.jsonl", "wrong\n");
+    assert!(matches!(
+        source.poll(Ask::IfChanged, later()),
+        Polled::New(_)
+    ));
+    let Polled::Failed(problems) = source.poll_secrets(Ask::IfChanged, later()) else {
+        panic!("not noticed")
+    };
+    let lines = place.lines(&problems);
+    assert!(
+        lines[0].starts_with("tenants.secrets.jsonl: line 1: not JSON"),
+        "{lines:?}"
+    );
+    assert!(matches!(
+        source.poll_secrets(Ask::IfChanged, later()),
+        Polled::StillFailed
+    ));
+    fs::write(place.path("tenants.secrets.jsonl"), good).unwrap();
+    assert!(matches!(
+        source.poll_secrets(Ask::IfChanged, later()),
+        Polled::Same
+    ));
+}
+
+#[test]
+fn the_place_of_the_secrets_does_not_change_while_a_proxy_runs() {
+    let place = Place::new(&("secrets_file = \"kept\"\n".to_owned() + &local(1, "a")));
+    let mut source = place.source();
+    assert!(matches!(
+        source.poll(Ask::IfChanged, later()),
+        Polled::New(_)
+    ));
+    store(&place, "kept", "p");
+    assert!(matches!(
+        source.poll_secrets(Ask::IfChanged, later()),
+        Polled::New(_)
+    ));
+    place.write("tenants.toml", &local(1, "a"));
+    let Polled::Failed(problems) = source.poll(Ask::IfChanged, later()) else {
+        panic!("not noticed")
+    };
+    let lines = place.lines(&problems);
+    assert_eq!(
+        lines,
+        ["tenants.toml: secrets_file has changed from kept; that takes a restart"]
+    );
 }
