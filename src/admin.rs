@@ -5,6 +5,9 @@
 //! | `/live` | not shutting down | shutting down |
 //! | `/ready`, `/health` | every shard has its configuration, and it is young enough | the body says why not |
 //! | `/metrics` | the metrics | |
+//!
+//! With an admin token there is one command: `POST /admin/tenants/{id}/forget`, which drops all keys that are held in memory
+//! for a tenant, on every shard, and answers when that is done.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,6 +17,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::Poll,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,13 +25,16 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
+    header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
 use tokio::sync::oneshot;
 use tsp_rt::{HyperTimer, Listener, Rt};
+use tsp_shards::Forgetter;
+use tsp_wire::{ApiKey, TenantId};
 
 use crate::{
     config::{HEALTH_CONNECTIONS_MAX, HEALTH_HEAD_TIMEOUT},
@@ -36,6 +43,18 @@ use crate::{
 
 /// Buffer of one connection, in bytes: room for a request head. hyper's minimum is 8 KiB.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Longest wait for all shards to drop a tenant's keys. It takes them a millisecond.
+const FORGET_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The commands, and who may give them.
+#[derive(Debug)]
+pub struct Admin {
+    /// What has to be presented; `None` switches the commands off.
+    pub token: Option<ApiKey>,
+    /// Drops a tenant's keys.
+    pub forgetter: Forgetter,
+}
 
 /// The state that probes ask about. The control loop keeps it true.
 #[derive(Debug)]
@@ -110,7 +129,9 @@ pub async fn serve<R: Rt>(
     mut listener: R::Listener,
     health: Rc<Health>,
     scrape: Arc<Scrape>,
+    admin: Admin,
 ) {
+    let admin = Rc::new(admin);
     let connections = Rc::new(Connections::default());
     loop {
         let stream = match listener.accept().await {
@@ -121,9 +142,17 @@ pub async fn serve<R: Rt>(
             }
         };
         let (health, scrape) = (Rc::clone(&health), Arc::clone(&scrape));
+        let (admin, clock) = (Rc::clone(&admin), rt.clone());
         let service = service_fn(move |request: Request<Incoming>| {
-            let response = respond(request.method(), request.uri().path(), &health, &scrape);
-            async move { Ok::<_, Infallible>(response) }
+            let (health, scrape) = (Rc::clone(&health), Arc::clone(&scrape));
+            let (admin, clock) = (Rc::clone(&admin), clock.clone());
+            async move {
+                let (method, path) = (request.method(), request.uri().path());
+                Ok::<_, Infallible>(match path.strip_prefix("/admin/") {
+                    Some(command) => admin.carry_out(&clock, command, &request).await,
+                    None => respond(method, path, &health, &scrape),
+                })
+            }
         });
         let (place, mut evicted) = Connections::enter(&connections);
         let timer = HyperTimer::new(rt.clone());
@@ -223,6 +252,62 @@ fn respond(method: &Method, path: &str, health: &Health, scrape: &Scrape) -> Res
             [] => json(StatusCode::OK, "ok", &[]),
             reasons => json(StatusCode::INTERNAL_SERVER_ERROR, "not ready", reasons),
         },
+    }
+}
+
+impl Admin {
+    /// Carries out what stands behind `/admin/`.
+    async fn carry_out<R: Rt>(
+        &self,
+        rt: &R,
+        command: &str,
+        request: &Request<Incoming>,
+    ) -> Response<Full<Bytes>> {
+        let Some(token) = &self.token else {
+            let why = "the admin API is off; TSP_ADMIN_TOKEN switches it on";
+            return json(StatusCode::NOT_FOUND, "not found", &[why]);
+        };
+        let presented = request.headers().get(AUTHORIZATION);
+        let presented = presented.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        if !presented.is_some_and(|presented| token.matches(presented)) {
+            let why = "present the admin token: `Authorization: Bearer TOKEN`";
+            return json(StatusCode::UNAUTHORIZED, "unauthorized", &[why]);
+        }
+        let tenant = command
+            .strip_prefix("tenants/")
+            .and_then(|rest| rest.strip_suffix("/forget"))
+            .and_then(|id| percent_decode_str(id).decode_utf8().ok())
+            .and_then(|id| TenantId::new(&id));
+        let Some(tenant) = tenant else {
+            let why = "there is POST /admin/tenants/{id}/forget, with the id percent-encoded";
+            return json(StatusCode::NOT_FOUND, "not found", &[why]);
+        };
+        if request.method() != Method::POST {
+            let mut response = json(StatusCode::METHOD_NOT_ALLOWED, "not allowed", &["use POST"]);
+            response
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("POST"));
+            return response;
+        }
+        let forgotten = self.forgetter.forget(&tenant);
+        match tsp_rt::timeout(rt, FORGET_TIMEOUT, forgotten).await {
+            Ok(Ok(shards)) => {
+                tracing::warn!(
+                    tenant = tenant.as_str(),
+                    shards,
+                    "the admin API had all keys of a tenant dropped"
+                );
+                json(StatusCode::OK, "forgotten", &[])
+            }
+            Ok(Err(_)) | Err(_) => {
+                tracing::error!(
+                    tenant = tenant.as_str(),
+                    "not every shard confirmed that it dropped the keys of a tenant"
+                );
+                let why = "a shard did not confirm it in time; try again";
+                json(StatusCode::SERVICE_UNAVAILABLE, "not forgotten", &[why])
+            }
+        }
     }
 }
 

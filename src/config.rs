@@ -5,6 +5,7 @@
 //! stand below it, each with its unit and reason.
 
 mod strings;
+mod variables;
 
 use std::{
     borrow::Cow,
@@ -22,6 +23,8 @@ use tsp_wire::ApiKey;
 
 pub use self::strings::{Environment, NotUnicode, Overlay, Strings};
 use crate::{cores::CoreWishes, logs};
+
+pub use self::variables::{VARIABLES, Variable};
 
 /// Something the operator has to put right: where, and what is wrong. Never holds a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,113 +51,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// One environment variable, as the documentation lists it.
-#[derive(Clone, Copy, Debug)]
-pub struct Variable {
-    /// Its name.
-    pub name: &'static str,
-    /// Its value when it is not set, with the unit in the name or here; `required`, or `none`.
-    pub default: &'static str,
-    /// What it does, and why it has that default.
-    pub effect: &'static str,
-}
-
-const fn variable(name: &'static str, default: &'static str, effect: &'static str) -> Variable {
-    Variable {
-        name,
-        default,
-        effect,
-    }
-}
-
-/// Every variable that the proxy knows, in the order of the documentation.
-pub const VARIABLES: [Variable; 27] = [
-    variable("API_KEY", "required", "what applications present"),
-    variable("API_KEY_2", "none", "a second accepted key, for rotation"),
-    variable(
-        "TSP_CONFIG_FILE",
-        "required",
-        "TOML file of KMS configs and tenants",
-    ),
-    variable("TSP_BIND_ADDRESS", "0.0.0.0", "IP of all listeners"),
-    variable(
-        "TSP_HTTP_BIND_ADDRESS",
-        "TSP_BIND_ADDRESS:7777",
-        "IP or IP:PORT of the client API",
-    ),
-    variable(
-        "TSP_HEALTH_BIND_ADDRESS",
-        "TSP_BIND_ADDRESS:9000",
-        "IP or IP:PORT of health",
-    ),
-    variable(
-        "TSP_EVENT_BIND_ADDRESS",
-        "TSP_BIND_ADDRESS:5555",
-        "IP or IP:PORT of the event socket",
-    ),
-    variable(
-        "TSP_ENABLE_LOGDRIVER_INTEGRATION",
-        "true",
-        "false when no logdriver will connect",
-    ),
-    variable(
-        "TSP_SEND_LOGGING_TIMEOUT_MS",
-        "25",
-        "longest wait, in ms, to hand over an event",
-    ),
-    variable(
-        "TSP_EVENT_LOG_CHANNEL_SIZE",
-        "25000",
-        "events held between shards and event thread",
-    ),
-    variable(
-        "TSP_SEND_HIGH_WATER_MARK",
-        "25000",
-        "events held for the socket",
-    ),
-    variable(
-        "TSP_EVENTS_REQUIRED",
-        "false",
-        "true fails a request whose event is lost",
-    ),
-    variable("TSP_IO", "auto", "auto, uring or epoll"),
-    variable("TSP_SHARDS", "one per core", "number of shards"),
-    variable(
-        "TSP_CORES",
-        "all allowed",
-        "cores of the shards, such as 2-7 or 0,2-3",
-    ),
-    variable("TSP_CONTROL_CORE", "chosen", "core of the control plane"),
-    variable(
-        "TSP_ALLOW_LOCAL_KMS",
-        "false",
-        "true admits LOCAL configs from a broker",
-    ),
-    variable(
-        KMS_ALLOW_ADDRESSES,
-        "private,loopback",
-        "where endpoints of KMSs may lead to",
-    ),
-    variable(
-        "RUST_LOG",
-        logs::DEFAULT_FILTER,
-        "which log lines are written",
-    ),
-    variable("SERVICE_ACCOUNT_ID", "none", UNUSED),
-    variable("SERVICE_CONFIG_ID", "none", UNUSED),
-    variable("SERVICE_SEGMENT_ID", "none", UNUSED),
-    variable("SERVICE_ENCRYPTION_PRIVATE_KEY", "none", UNUSED),
-    variable("SERVICE_SIGNING_PRIVATE_KEY", "none", UNUSED),
-    variable("CONFIG_BROKER_URL", "none", UNUSED),
-    variable("IRONCORE_ENV", "none", UNUSED),
-    variable("CB_OVERRIDE", "none", UNUSED),
-];
-
 /// The variable that says where the KMSs' endpoints may lead to.
 const KMS_ALLOW_ADDRESSES: &str = "TSP_KMS_ALLOW_ADDRESSES";
-
-/// Effect of the variables that belong to a configuration broker.
-const UNUSED: &str = "accepted, not used in this version";
 
 /// Ports of the three listeners when only an IP, or nothing, is given.
 const HTTP_PORT: u16 = 7777;
@@ -169,6 +67,15 @@ const SEND_TIMEOUT_MS_MAX: u64 = 60_000;
 /// an event, the maximum is 600 MB each: more is surely a slip of the finger.
 const EVENTS_HELD: usize = 25_000;
 const EVENTS_HELD_MAX: usize = 1_000_000;
+
+/// `TSP_LEASE_REVALIDATE_S` and `TSP_LEASE_MAX_AGE_S`, in seconds, default and maximum. More than a week would make a
+/// revocation a matter of faith.
+const LEASE_REVALIDATE_S: u64 = 900;
+const LEASE_MAX_AGE_S: u64 = 24 * 60 * 60;
+const LEASE_S_MAX: u64 = 7 * 24 * 60 * 60;
+
+/// Shortest `TSP_ADMIN_TOKEN`, in characters: what can be guessed must not be a switch.
+const ADMIN_TOKEN_CHARS_MIN: usize = 16;
 
 /// Most shards. More than the cores of the largest machines would only add memory.
 const SHARDS_MAX: usize = 256;
@@ -243,6 +150,12 @@ pub struct ProcessConfig {
     pub io: IoChoice,
     /// `TSP_SHARDS`, `TSP_CORES`, `TSP_CONTROL_CORE`.
     pub cores: CoreWishes,
+    /// `TSP_LEASE_REVALIDATE_S`.
+    pub lease_revalidate: Duration,
+    /// `TSP_LEASE_MAX_AGE_S`.
+    pub lease_max_age: Duration,
+    /// `TSP_ADMIN_TOKEN`; `None` switches the admin API off.
+    pub admin_token: Option<ApiKey>,
     /// `TSP_ALLOW_LOCAL_KMS`. Decides nothing yet: the file and dev sources always admit LOCAL.
     pub allow_local_kms: bool,
     /// `TSP_KMS_ALLOW_ADDRESSES`.
@@ -346,6 +259,8 @@ impl ProcessConfig {
             cores: reader.parse("TSP_CORES", parse_cores),
             control_core: reader.parse("TSP_CONTROL_CORE", |text| parse_number(text, 0, CORE_MAX)),
         };
+        let (lease_revalidate, lease_max_age) = reader.lease_times();
+        let admin_token = reader.admin_token();
         let allow_local_kms = reader
             .parse("TSP_ALLOW_LOCAL_KMS", parse_bool)
             .unwrap_or(false);
@@ -376,6 +291,9 @@ impl ProcessConfig {
             events,
             io,
             cores,
+            lease_revalidate,
+            lease_max_age,
+            admin_token,
             allow_local_kms,
             destinations,
             log_filter,
@@ -488,6 +406,36 @@ impl<S: Strings> Reader<'_, S> {
         // `Destinations::of_tenants_endpoints`.
         self.parse(KMS_ALLOW_ADDRESSES, parse)
             .unwrap_or_else(Destinations::of_the_operators_endpoints)
+    }
+
+    fn lease_times(&mut self) -> (Duration, Duration) {
+        let mut seconds = |name, default| {
+            let number = self.parse(name, |text| parse_number(text, 1, LEASE_S_MAX));
+            Duration::from_secs(number.unwrap_or(default))
+        };
+        let revalidate = seconds("TSP_LEASE_REVALIDATE_S", LEASE_REVALIDATE_S);
+        let max_age = seconds("TSP_LEASE_MAX_AGE_S", LEASE_MAX_AGE_S);
+        if max_age < revalidate {
+            self.problem(
+                "TSP_LEASE_MAX_AGE_S",
+                "is less than TSP_LEASE_REVALIDATE_S: keys would be too old before they are asked about",
+            );
+        }
+        (revalidate, max_age)
+    }
+
+    fn admin_token(&mut self) -> Option<ApiKey> {
+        let text = self.text("TSP_ADMIN_TOKEN")?;
+        let long = text.len() >= ADMIN_TOKEN_CHARS_MIN;
+        let token = ApiKey::new(text).filter(|_| long);
+        if token.is_none() {
+            let max = ApiKey::BYTES_MAX;
+            let why = format!(
+                "must be {ADMIN_TOKEN_CHARS_MIN} to {max} visible ASCII characters, no spaces"
+            );
+            self.problem("TSP_ADMIN_TOKEN", why);
+        }
+        token
     }
 
     fn config_file(&mut self, mode: Mode) -> Option<PathBuf> {

@@ -38,7 +38,7 @@ use tsp_rt::{Backend, Probe, RingFlag, Rt as _, mailbox};
 use tsp_shards::{ApiKeys, EventsConfig, Limits, ShardEnd, ShardSet, ShardsConfig, SpawnError};
 
 use crate::{
-    admin::Health,
+    admin::{Admin, Health},
     config::Problem,
     control::{COMMANDS_MAX, Command, Control, Published},
     cores::CorePlan,
@@ -287,7 +287,11 @@ fn run_logged(
         backend: probe.backend,
         cpus: plan.shard_cpus.clone(),
         api_keys: ApiKeys::new(api_key, config.api_key_2),
-        limits: Limits::default(),
+        limits: Limits {
+            lease_revalidate: config.lease_revalidate,
+            lease_max_age: config.lease_max_age,
+            ..Limits::default()
+        },
         destinations: config.destinations,
         events: events_config,
         scrape,
@@ -339,6 +343,10 @@ fn run_logged(
         event: event_thread.as_ref().map(EventThread::local_addr),
     };
     let health = Rc::new(Health::starting(plan.shard_cpus.len()));
+    let admin = Admin {
+        token: config.admin_token,
+        forgetter: shards.forgetter(),
+    };
     let announce = Box::new(move |published: &Published| {
         tell_start(&listening, &plan, &probe, published);
         if let Some(when_ready) = when_ready {
@@ -352,6 +360,7 @@ fn run_logged(
             listener,
             Rc::clone(&health),
             scrape,
+            admin,
         ));
         let control = Control {
             rt,

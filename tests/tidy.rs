@@ -694,6 +694,10 @@ fn api_md_has_every_limit_with_its_value() {
         kms_waiters_max,
         kms_idle_timeout,
         kms_answer_bytes_max,
+        lease_revalidate,
+        lease_max_age,
+        lease_idle,
+        lease_wraps_max,
     } = Limits::default();
     let page = read(Path::new("docs/api.md"));
     let findings: Vec<_> = [
@@ -722,6 +726,10 @@ fn api_md_has_every_limit_with_its_value() {
         ("kms_waiters_max", count(kms_waiters_max)),
         ("kms_idle_timeout", seconds(kms_idle_timeout)),
         ("kms_answer_bytes_max", kib(kms_answer_bytes_max)),
+        ("lease_revalidate", seconds(lease_revalidate)),
+        ("lease_max_age", seconds(lease_max_age)),
+        ("lease_idle", seconds(lease_idle)),
+        ("lease_wraps_max", format!("2^{}", lease_wraps_max.ilog2())),
     ]
     .iter()
     .filter(|(name, value)| !page.contains(&format!("| `{name}` | {value}")))

@@ -31,6 +31,7 @@ mod azure;
 mod class;
 mod config;
 mod error;
+mod fingerprint;
 mod form;
 mod gcp;
 mod http;
@@ -56,6 +57,7 @@ pub use self::{
     azure::AzureKms,
     config::ConfigError,
     error::{KmsError, KmsErrorKind, Retry},
+    fingerprint::Fingerprint,
     gcp::GcpKms,
     http::{Endpoint, HttpAnswer, HttpRequest, Roots},
     local::LocalKms,

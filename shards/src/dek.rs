@@ -4,17 +4,21 @@ use std::{rc::Rc, time::Instant};
 
 use crate::{
     error::OpError,
+    keyring::{self, Purpose},
     metrics::KeyOperation,
     shard::Core,
     snapshot::{KmsHandle, Tenant},
     upstream::Operation,
 };
-use aes_gcm::{Aes256Gcm, KeyInit as _, Nonce, Tag, aead::AeadInOut as _};
+use aes_gcm::{
+    Aes256Gcm, Nonce, Tag,
+    aead::{AeadInOut as _, inout::InOutBuf},
+};
 use tsp_kms::{HttpAnswer, Kms, KmsOperation, Session, Token};
 use tsp_rt::Rt;
 use tsp_wire::{
     Dek,
-    edek::{self, EncryptedDek, EncryptedDeks},
+    edek::{self, EncryptedDek, EncryptedDeks, LeasedForm},
 };
 
 /// Makes a DEK from the shard's own generator.
@@ -32,7 +36,7 @@ pub(crate) fn primary(tenant: &Tenant) -> Result<&Rc<KmsHandle>, OpError> {
 
 /// Wraps `dek` with a config of `tenant`'s and gives the EDEK.
 ///
-/// Takes one KMS call, or none with the local KMS. Ends by `deadline`.
+/// Takes one KMS call, or none under a lease or with the local KMS. Ends by `deadline`.
 pub(crate) async fn wrap<R: Rt>(
     core: &Core<R>,
     tenant: &Tenant,
@@ -40,9 +44,26 @@ pub(crate) async fn wrap<R: Rt>(
     dek: &Dek,
     deadline: Instant,
 ) -> Result<Vec<u8>, OpError> {
-    let blob = wrap_key(core, tenant, config, dek, deadline).await?;
+    let lease = if config.leasing_allowed && config.kms.is_some() {
+        keyring::lease(core, tenant, config, deadline).await?
+    } else {
+        None
+    };
+    let sealed = lease.as_ref().and_then(|lease| {
+        let mut iv = [0; LeasedForm::IV_BYTES];
+        core.rt.random(&mut iv);
+        let data = seal_leased(lease.lease.key.cipher()?, &iv, dek)?;
+        Some(lease.lease.form.edek(&iv, &data))
+    });
+    let edek = match sealed {
+        Some(edek) => edek,
+        None => {
+            let blob = wrap_key(core, tenant, config, dek, deadline).await?;
+            edek::encode_unleased(config.id, &blob)
+        }
+    };
     core.metrics.key_operation(KeyOperation::Wrap);
-    Ok(edek::encode_unleased(config.id, &blob))
+    Ok(edek)
 }
 
 /// Has the KMS of a config of `tenant`'s encrypt `key`, a DEK or another key of its size, and gives what it made.
@@ -84,7 +105,7 @@ pub(crate) async fn wrap_key<R: Rt>(
 
 /// An EDEK that has been read and whose config may decrypt for the tenant.
 pub(crate) struct Opened<'a> {
-    entry: EncryptedDek,
+    pub(crate) entry: EncryptedDek,
     pub(crate) config: &'a Rc<KmsHandle>,
 }
 
@@ -117,7 +138,8 @@ pub(crate) fn find(tenant: &Tenant, edeks: EncryptedDeks) -> Result<Opened<'_>, 
     })
 }
 
-/// Unwraps an EDEK's DEK. Takes one KMS call, or none with the local KMS. Ends by `deadline`.
+/// Unwraps an EDEK's DEK. Takes one KMS call, or none where its leased key is held, or with the local KMS. Ends by
+/// `deadline`.
 pub(crate) async fn unwrap<R: Rt>(
     core: &Core<R>,
     tenant: &Tenant,
@@ -136,14 +158,12 @@ pub(crate) async fn unwrap<R: Rt>(
         .await?
     } else {
         // The leased key travels inside the EDEK, itself wrapped by the KMS.
-        let leased = EncryptedDeks::from_bytes(&entry.encrypted_leased_key_data).map_err(|_| {
-            OpError::InvalidLeasedEdek("Provided EDEK is leased, but holds no leased key.")
-        })?;
-        let leased = find(tenant, leased)?;
-        let blob = &leased.entry.encrypted_dek_data;
-        let leased_key = unwrap_key(core, tenant, leased.config, blob, deadline).await?;
-        core.metrics.key_operation(KeyOperation::LeasedKeyUnwrap);
-        open_leased(&leased_key, &entry.leased_key_iv, &entry.encrypted_dek_data)
+        let sealed = &entry.encrypted_leased_key_data;
+        let held = keyring::open(core, tenant, Purpose::Leased, sealed, deadline).await?;
+        let cipher = held.key.cipher().ok_or(OpError::InvalidLeasedEdek(
+            "Provided EDEK is leased, but its key is for another purpose.",
+        ))?;
+        open_leased(cipher, &entry.leased_key_iv, &entry.encrypted_dek_data)
             .map_err(OpError::InvalidLeasedEdek)?
     };
     core.metrics.key_operation(KeyOperation::Unwrap);
@@ -183,11 +203,27 @@ pub(crate) async fn unwrap_key<R: Rt>(
     })
 }
 
+/// Encrypts a DEK under a leased key: AES-256-GCM, no additional data. `None` never comes of a key of 32 bytes.
+fn seal_leased(
+    leased_key: &Aes256Gcm,
+    iv: &[u8; LeasedForm::IV_BYTES],
+    dek: &Dek,
+) -> Option<[u8; LeasedForm::DATA_BYTES]> {
+    let mut data = [0; LeasedForm::DATA_BYTES];
+    let (encrypted, tag) = data.split_at_mut(Dek::LEN);
+    let buffer = InOutBuf::new(dek.expose(), encrypted).ok()?;
+    let made = leased_key
+        .encrypt_inout_detached(&Nonce::from(*iv), b"", buffer)
+        .ok()?;
+    tag.copy_from_slice(&made);
+    Some(data)
+}
+
 /// Opens the DEK of a leased EDEK: AES-256-GCM under the leased key, no additional data.
 ///
 /// # Errors
 /// What does not fit, in words for the caller: wrong sizes, or an authentication failure.
-fn open_leased(leased_key: &Dek, iv: &[u8], data: &[u8]) -> Result<Dek, &'static str> {
+fn open_leased(leased_key: &Aes256Gcm, iv: &[u8], data: &[u8]) -> Result<Dek, &'static str> {
     let nonce: &[u8; 12] = iv
         .try_into()
         .map_err(|_| "Provided EDEK is leased, but its IV does not have 12 bytes.")?;
@@ -198,7 +234,7 @@ fn open_leased(leased_key: &Dek, iv: &[u8], data: &[u8]) -> Result<Dek, &'static
     let tag = Tag::try_from(tag).map_err(|_| "Provided EDEK is leased, but has no tag.")?;
     Dek::try_fill_with(|dek| {
         dek.copy_from_slice(ciphertext);
-        Aes256Gcm::new(leased_key.expose().into())
+        leased_key
             .decrypt_inout_detached(&Nonce::from(*nonce), b"", dek.as_mut_slice().into(), &tag)
             .map_err(|_| "Provided EDEK does not open under its leased key.")
     })

@@ -13,8 +13,11 @@ mod dek;
 mod destinations;
 mod error;
 mod events;
+mod forget;
+mod keyring;
 mod limits;
 mod metrics;
+mod peers;
 mod places;
 mod probe;
 mod secrets;
@@ -39,6 +42,7 @@ use tsp_wire::SnapshotVersion;
 pub use self::{
     destinations::{AddressKind, Destinations, Forbidden},
     events::EventsConfig,
+    forget::{Forgetter, NotForgotten},
     limits::Limits,
     metrics::MetricsHub,
     probe::{Open, Probe, ProbeError, ProbeFailure, Probed, Stage, Timing},
@@ -216,6 +220,12 @@ impl ShardSet {
         self.controls
             .iter()
             .for_each(|control| control.set_fresh(fresh));
+    }
+
+    /// What drops a tenant's keys on all shards. Take one per process: it counts its calls.
+    #[must_use]
+    pub fn forgetter(&self) -> Forgetter {
+        Forgetter::of(&self.controls)
     }
 
     /// The address that the shards listen on.

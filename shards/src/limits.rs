@@ -50,6 +50,16 @@ pub struct Limits {
     pub kms_idle_timeout: Duration,
     /// Longest answer body of a KMS, in bytes. Real ones are below 4 KiB.
     pub kms_answer_bytes_max: usize,
+    /// How long a key in memory is used before the KMS must have agreed to it again: how late a revocation at the KMS
+    /// bites at most.
+    pub lease_revalidate: Duration,
+    /// How long a key in memory is used while the KMS cannot be asked, and how long one leased key wraps at all.
+    pub lease_max_age: Duration,
+    /// How long a key stays in memory that nobody uses.
+    pub lease_idle: Duration,
+    /// Wraps under one leased key, by all shards together. Its IVs are random, and NIST SP 800-38D, section 8.3, allows 2³²
+    /// of those; the default is 4,096 times as careful and costs one KMS call per million documents.
+    pub lease_wraps_max: u32,
 }
 
 impl Default for Limits {
@@ -77,9 +87,19 @@ impl Default for Limits {
             kms_waiters_max: 8_192,
             kms_idle_timeout: Duration::from_secs(20),
             kms_answer_bytes_max: 64 << 10,
+            lease_revalidate: Duration::from_secs(900),
+            lease_max_age: Duration::from_secs(24 * 60 * 60),
+            lease_idle: Duration::from_secs(60 * 60),
+            lease_wraps_max: 1 << 20,
         }
     }
 }
+
+/// Opened keys that one shard holds. At about 1 KiB each, of which the shards share the larger part, 64 MiB.
+pub(crate) const KEYS_MAX: usize = 1 << 16;
+
+/// Opened keys of one tenant that one shard holds: a tenant's flood of EDEKs pushes out its own keys, not the others'.
+pub(crate) const TENANT_KEYS_MAX: usize = 1 << 12;
 
 /// Items of a batch that are worked on before other tasks of the shard get a turn. Ten local wraps take about 20 µs.
 pub(crate) const BATCH_ITEMS_PER_TURN: usize = 16;

@@ -22,7 +22,7 @@ use tsp_wire::{
 use crate::{
     dek::{self, Opened},
     error::OpError,
-    metrics::KeyOperation,
+    keyring::{self, Purpose},
     shard::Core,
     snapshot::{Rejected, Tenant},
 };
@@ -35,6 +35,8 @@ pub use creation::{SecretNotStored, SecretOffer};
 pub(crate) struct TenantSecret {
     pub(crate) id: TenantSecretId,
     pub(crate) edek: EncryptedDeks,
+    /// The same, as it is kept.
+    sealed: Box<[u8]>,
 }
 
 impl TenantSecret {
@@ -43,7 +45,11 @@ impl TenantSecret {
         let id =
             TenantSecretId::new(doc.id).ok_or("the id must be a number from 1 to 4294967295")?;
         let edek = EncryptedDeks::from_bytes(&doc.edek).map_err(|why| why.to_string())?;
-        Ok(Self { id, edek })
+        Ok(Self {
+            id,
+            edek,
+            sealed: doc.edek.as_slice().into(),
+        })
     }
 }
 
@@ -128,20 +134,25 @@ impl SecretTable {
     }
 }
 
-/// Opens a tenant secret. Takes one KMS call, or none with the local KMS. Ends by `deadline`.
-pub(crate) async fn open<R: Rt>(
+/// Opens a tenant secret and hands it to `derive`. Takes no KMS call where the secret is in memory. Ends by `deadline`.
+///
+/// `edek` is the secret's own, with a config that is active for the tenant.
+pub(crate) async fn open<R: Rt, T>(
     core: &Core<R>,
     tenant: &Tenant,
-    secret: &Opened<'_>,
+    (secret, edek): (&TenantSecret, &Opened<'_>),
     deadline: Instant,
-) -> Result<Dek, OpError> {
-    let Some(blob) = secret.blob() else {
-        // We wrap none so, but who came from the original product may have some.
-        return dek::unwrap(core, tenant, secret, deadline).await;
-    };
-    let opened = dek::unwrap_key(core, tenant, secret.config, blob, deadline).await?;
-    core.metrics.key_operation(KeyOperation::SecretUnwrap);
-    Ok(opened)
+    derive: impl FnOnce(&Dek) -> T,
+) -> Result<T, OpError> {
+    if edek.blob().is_none() {
+        // Under a leased key. We wrap none so, but who came from the original product may have some.
+        return Ok(derive(&dek::unwrap(core, tenant, edek, deadline).await?));
+    }
+    let held = keyring::open(core, tenant, Purpose::Secret, &secret.sealed, deadline).await?;
+    let secret = held.key.secret().ok_or(OpError::InvalidLeasedEdek(
+        "A tenant secret's EDEK holds a key for another purpose.",
+    ))?;
+    Ok(derive(secret))
 }
 
 #[cfg(test)]

@@ -21,18 +21,20 @@ use crossbeam_channel::Sender;
 use hyper::header::HeaderValue;
 use tokio::sync::{Notify, oneshot};
 use tsp_rt::{Listener as _, Rt, mailbox};
-use tsp_wire::{ApiKey, SnapshotVersion, api::Parser};
+use tsp_wire::{ApiKey, SnapshotVersion, TenantId, api::Parser};
 
 use crate::{
     admission::Admission,
     conn::{self, Connections},
     destinations::Destinations,
     events::{Events, EventsConfig},
+    keyring::{self, Keyring},
     limits::{Limits, SWEEP_INTERVAL},
-    metrics::{ClosedBy, ShardMetrics},
+    metrics::{ClosedBy, ShardMetrics, TenantNames},
+    peers::Exchange,
     secrets::{Creation, Home, SecretOffer},
     snapshot::{Snapshot, SnapshotSlot},
-    tokens::{Exchange, Tokens},
+    tokens::{self, Tokens},
     upstream::Upstream,
 };
 
@@ -70,10 +72,21 @@ impl ApiKeys {
 pub(crate) enum Command {
     /// Whether the configurations are young enough to be used.
     Fresh(bool),
+    /// Drop all keys of a tenant.
+    Forget(Forget),
     /// Finish what is under way, take nothing new, end.
     Drain,
     /// End now.
     Close,
+}
+
+/// Drop all keys of a tenant, and say so.
+#[derive(Debug)]
+pub(crate) struct Forget {
+    pub(crate) tenant: TenantId,
+    /// Counts up with every such command of the process.
+    pub(crate) generation: u64,
+    pub(crate) done: oneshot::Sender<()>,
 }
 
 /// What a shard is made of.
@@ -132,6 +145,11 @@ impl ShardControl {
         self.command(Command::Close);
     }
 
+    /// The way to give the shard commands.
+    pub(crate) fn commander(&self) -> mailbox::Sender<Command> {
+        self.commands.clone()
+    }
+
     fn command(&self, command: Command) {
         // A full mailbox belongs to a shard that is stuck; a process that ends does so by its deadline all the same.
         drop(self.commands.send(command));
@@ -153,7 +171,8 @@ pub struct Shard {
     commands: mailbox::Receiver<Command>,
     metrics: Arc<ShardMetrics>,
     version: Arc<AtomicU64>,
-    exchange: Exchange,
+    tokens: Exchange<tokens::Message>,
+    keys: Exchange<keyring::Message>,
     home: Home,
 }
 
@@ -170,6 +189,7 @@ pub(crate) struct Core<R: Rt> {
     pub(crate) upstream: Rc<Upstream<R>>,
     pub(crate) tokens: Rc<Tokens<R>>,
     pub(crate) creation: Creation,
+    pub(crate) keyring: Keyring,
     pub(crate) events: Rc<Events<R>>,
     pub(crate) connections: Rc<Connections>,
     pub(crate) metrics: Arc<ShardMetrics>,
@@ -218,15 +238,17 @@ impl Shard {
     /// Makes all shards of a process, one per `parts`, and the control core's ends of them.
     #[must_use]
     pub fn all(parts: Vec<ShardParts>) -> Vec<(Self, ShardControl)> {
-        let exchanges = Exchange::among(parts.len());
+        let tokens = Exchange::among(parts.len());
+        let keys = Exchange::among(parts.len());
         let homes = Home::among(parts.len());
+        let tenants = Arc::<TenantNames>::default();
         (0..)
             .zip(parts)
-            .zip(exchanges.into_iter().zip(homes))
-            .map(|((index, parts), (exchange, home))| {
+            .zip(tokens.into_iter().zip(keys).zip(homes))
+            .map(|((index, parts), ((tokens, keys), home))| {
                 let (snapshots_in, snapshots) = mailbox::latest();
                 let (commands_in, commands) = mailbox::bounded(COMMANDS_MAX);
-                let metrics = Arc::new(ShardMetrics::new());
+                let metrics = Arc::new(ShardMetrics::new(Arc::clone(&tenants)));
                 let version = Arc::new(AtomicU64::new(NO_VERSION));
                 let control = ShardControl {
                     snapshots: snapshots_in,
@@ -242,7 +264,8 @@ impl Shard {
                         commands,
                         metrics,
                         version,
-                        exchange,
+                        tokens,
+                        keys,
                         home,
                     },
                     control,
@@ -260,7 +283,8 @@ impl Shard {
             mut commands,
             metrics,
             version,
-            exchange,
+            tokens,
+            keys,
             home,
         } = self;
         let limits = Rc::new(parts.limits);
@@ -271,7 +295,8 @@ impl Shard {
             parts.destinations,
         ));
         let core = Rc::new(Core {
-            tokens: Tokens::start(rt.clone(), Rc::clone(&upstream), exchange),
+            tokens: Tokens::start(rt.clone(), Rc::clone(&upstream), tokens),
+            keyring: Keyring::new(keys, &limits),
             upstream,
             creation: Creation::new(&home, parts.secrets),
             events: Rc::new(Events::new(
@@ -299,10 +324,11 @@ impl Shard {
             .spawn(accept(Rc::clone(&core), listener, stop, fail));
         core.rt.spawn(sweep(Rc::downgrade(&core)));
         core.rt.spawn(home.serve(Rc::clone(&core)));
+        keyring::start(&core);
         let slot = Rc::clone(&core);
         core.rt.spawn(async move {
             while let Some(snapshot) = snapshots.recv().await {
-                if slot.slot.offer(&snapshot) {
+                if slot.slot.offer(&snapshot, slot.keyring.total()) {
                     if let Some(view) = slot.slot.load() {
                         slot.tokens.retain(&view.credentials());
                         slot.creation.settle(&view, slot.rt.now());
@@ -324,6 +350,11 @@ impl Shard {
             };
             match command {
                 Some(Command::Fresh(fresh)) => core.fresh.set(fresh),
+                Some(Command::Forget(Forget {
+                    tenant,
+                    generation,
+                    done,
+                })) => keyring::forget(&core, &tenant, generation, done),
                 Some(Command::Drain) => break,
                 Some(Command::Close) | None => return,
             }

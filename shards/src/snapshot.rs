@@ -3,13 +3,13 @@
 //! What a shard holds cannot be wrong: [`Snapshot::from_doc`] leaves out, and names, whatever does not validate.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     rc::Rc,
     sync::Arc,
 };
 
-use tsp_kms::{CredentialId, Kms, KmsKind, Session};
+use tsp_kms::{CredentialId, Fingerprint, Kms, KmsKind, Session};
 use tsp_rt::tls::ClientTls;
 use tsp_wire::{
     KmsConfigId, SnapshotVersion, TenantId,
@@ -19,6 +19,8 @@ use tsp_wire::{
 use crate::{
     admission::{TenantLoad, TenantNumber},
     breaker::{Breaker, RetryBudget},
+    keyring::TenantKeys,
+    metrics::ShardMetrics,
     secrets::SecretTable,
 };
 
@@ -38,9 +40,14 @@ struct Configs {
     tenants: BTreeMap<TenantId, Vec<Assignment>>,
 }
 
-/// One KMS config; `None` if it does not validate, so that its operations can say so.
+/// One KMS config.
 #[derive(Debug)]
-struct KmsConfig(Option<Arc<Kms>>);
+struct KmsConfig {
+    /// `None` if it does not validate, so that its operations can say so.
+    kms: Option<Arc<Kms>>,
+    leasing_allowed: bool,
+    fingerprint: Fingerprint,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Assignment {
@@ -87,7 +94,12 @@ impl Snapshot {
                 .map_err(|why| rejected.push(Rejected { what, why }))
                 .map(Arc::new)
                 .ok();
-            kms.insert(id, KmsConfig(usable));
+            let config = KmsConfig {
+                kms: usable,
+                leasing_allowed: config.leasing_allowed,
+                fingerprint: Fingerprint::of(&config),
+            };
+            kms.insert(id, config);
         }
         let mut tenants = BTreeMap::new();
         for tenant in doc.tenants {
@@ -237,6 +249,10 @@ pub(crate) struct Tenant {
     pub(crate) id: TenantId,
     pub(crate) load: TenantLoad,
     pub(crate) primary: Option<Rc<KmsHandle>>,
+    /// Its keys in memory.
+    pub(crate) keys: Rc<TenantKeys>,
+    /// Its place in the count of saved KMS calls.
+    meter: Cell<Option<usize>>,
     active: Vec<Rc<KmsHandle>>,
 }
 
@@ -246,6 +262,10 @@ pub(crate) struct KmsHandle {
     pub(crate) id: KmsConfigId,
     /// `None` if the config does not validate.
     pub(crate) kms: Option<Arc<Kms>>,
+    /// Whether wraps may be done under a leased key.
+    pub(crate) leasing_allowed: bool,
+    /// Changes when the config is edited.
+    pub(crate) fingerprint: Fingerprint,
     pub(crate) state: Rc<KmsState>,
 }
 
@@ -261,14 +281,18 @@ pub(crate) struct KmsState {
 
 impl View {
     /// Builds this shard's tables, or takes those of `previous` if only secrets have changed.
-    pub(crate) fn build(snapshot: &Snapshot, previous: Option<&Self>) -> Self {
+    pub(crate) fn build(
+        snapshot: &Snapshot,
+        previous: Option<&Self>,
+        keys_total: &Rc<Cell<usize>>,
+    ) -> Self {
         let tables = match previous {
             Some(previous) if Arc::ptr_eq(&previous.configs, &snapshot.configs) => {
                 Rc::clone(&previous.tables)
             }
             Some(_) | None => {
                 let previous = previous.map(|view| &*view.tables);
-                Rc::new(Tables::build(&snapshot.configs, previous))
+                Rc::new(Tables::build(&snapshot.configs, previous, keys_total))
             }
         };
         Self {
@@ -281,11 +305,17 @@ impl View {
 
     /// The credentials that the configs fetch tokens for.
     pub(crate) fn credentials(&self) -> HashSet<CredentialId> {
-        let remote = |config: &Rc<KmsHandle>| match config.kms.as_deref()? {
-            Kms::Local(_) => None,
-            Kms::Remote(remote) => remote.credential(),
-        };
-        self.tables.kms.values().filter_map(remote).collect()
+        self.tables.kms.values().filter_map(credential).collect()
+    }
+
+    /// The tenants, with or without an active config.
+    pub(crate) fn tenants(&self) -> impl Iterator<Item = &Rc<Tenant>> {
+        self.tables.tenants.values()
+    }
+
+    /// The tenant, if it is known.
+    pub(crate) fn any_tenant(&self, id: &str) -> Option<&Rc<Tenant>> {
+        self.tables.tenants.get(id)
     }
 
     /// The tenant, if it is known and has an active config.
@@ -298,8 +328,9 @@ impl View {
 }
 
 impl Tables {
-    /// Builds them; what `previous` knows of loads and sessions goes on.
-    fn build(configs: &Configs, previous: Option<&Self>) -> Self {
+    /// Builds them; what `previous` knows of loads, sessions and keys goes on. Keys that stem from a config that is no longer
+    /// active for their tenant, or was edited, are dropped. `keys_total` counts the opened keys of all tenants.
+    fn build(configs: &Configs, previous: Option<&Self>, keys_total: &Rc<Cell<usize>>) -> Self {
         let kms: HashMap<_, _> = configs
             .kms
             .iter()
@@ -310,7 +341,9 @@ impl Tables {
                     *id,
                     Rc::new(KmsHandle {
                         id: *id,
-                        kms: config.0.clone(),
+                        kms: config.kms.clone(),
+                        leasing_allowed: config.leasing_allowed,
+                        fingerprint: config.fingerprint,
                         state,
                     }),
                 )
@@ -323,17 +356,21 @@ impl Tables {
             .iter()
             .map(|(id, assignments)| {
                 let handle = |a: &Assignment| kms.get(&a.kms).map(Rc::clone);
-                let load = previous
-                    .and_then(|tables| tables.tenants.get(id))
-                    .map(|tenant| tenant.load.share())
-                    .unwrap_or_else(|| {
-                        let number = next_tenant;
-                        next_tenant = TenantNumber(number.0 + 1);
-                        TenantLoad::new(number)
-                    });
+                let before = previous.and_then(|tables| tables.tenants.get(id));
+                let keys = before.map_or_else(
+                    || TenantKeys::new(keys_total),
+                    |tenant| Rc::clone(&tenant.keys),
+                );
+                let load = before.map(|tenant| tenant.load.share()).unwrap_or_else(|| {
+                    let number = next_tenant;
+                    next_tenant = TenantNumber(number.0 + 1);
+                    TenantLoad::new(number)
+                });
                 let tenant = Tenant {
                     id: id.clone(),
                     load,
+                    keys,
+                    meter: Cell::new(None),
                     primary: assignments.iter().find(|a| a.primary).and_then(handle),
                     active: assignments
                         .iter()
@@ -341,9 +378,20 @@ impl Tables {
                         .filter_map(handle)
                         .collect(),
                 };
+                tenant.keys.retain(|config, fingerprint, lease| {
+                    let config = tenant.active(config.number());
+                    config.is_some_and(|config| {
+                        config.fingerprint == fingerprint && (config.leasing_allowed || !lease)
+                    })
+                });
                 (id.clone(), Rc::new(tenant))
             })
-            .collect();
+            .collect::<HashMap<_, _>>();
+        // Operations that go on may hold the old view; its keys go now.
+        let gone = previous.into_iter().flat_map(|tables| &tables.tenants);
+        for (_, tenant) in gone.filter(|(id, _)| !tenants.contains_key(*id)) {
+            tenant.keys.clear();
+        }
         Self {
             tenants,
             kms,
@@ -352,7 +400,30 @@ impl Tables {
     }
 }
 
+/// The credential that a config fetches tokens for, if it does.
+fn credential(config: &Rc<KmsHandle>) -> Option<CredentialId> {
+    match config.kms.as_deref()? {
+        Kms::Local(_) => None,
+        Kms::Remote(remote) => remote.credential(),
+    }
+}
+
 impl Tenant {
+    /// The credentials that its configs fetch tokens for.
+    pub(crate) fn credentials(&self) -> HashSet<CredentialId> {
+        self.active.iter().filter_map(credential).collect()
+    }
+
+    /// Counts an operation that a key in memory spared a KMS call.
+    pub(crate) fn saved_a_call(&self, metrics: &ShardMetrics) {
+        let place = self.meter.get().unwrap_or_else(|| {
+            let place = metrics.meter(self.id.as_str());
+            self.meter.set(Some(place));
+            place
+        });
+        metrics.saved_a_call(place);
+    }
+
     /// The active config with this number, primary or not.
     pub(crate) fn active(&self, number: i32) -> Option<&Rc<KmsHandle>> {
         self.active
@@ -377,7 +448,7 @@ impl SnapshotSlot {
     }
 
     /// Takes `snapshot` if it is newer than the current one; tells whether it was.
-    pub(crate) fn offer(&self, snapshot: &Snapshot) -> bool {
+    pub(crate) fn offer(&self, snapshot: &Snapshot, keys_total: &Rc<Cell<usize>>) -> bool {
         let current = self.load();
         if current
             .as_ref()
@@ -385,7 +456,7 @@ impl SnapshotSlot {
         {
             return false;
         }
-        let next = Rc::new(View::build(snapshot, current.as_deref()));
+        let next = Rc::new(View::build(snapshot, current.as_deref(), keys_total));
         self.0.replace(Some(next));
         true
     }
@@ -493,7 +564,7 @@ mod tests {
             "tenant \"good\"",
         ];
         assert_eq!(left_out(&rejected), named);
-        let view = View::build(&snapshot, None);
+        let view = View::build(&snapshot, None, &Rc::default());
         let good = view.tenant("good").unwrap();
         assert_eq!(
             good.primary.as_ref().unwrap().id.number(),
@@ -528,12 +599,13 @@ mod tests {
 
     #[test]
     fn an_older_snapshot_is_ignored() {
+        let total = &Rc::default();
         let slot = SnapshotSlot::default();
         let snapshot =
             |version, tenants| Snapshot::from_doc(doc(version, vec![local(1)], tenants), true).0;
-        assert!(slot.offer(&snapshot(2, vec![tenant("new", &[(1, true, true)])])));
-        assert!(!slot.offer(&snapshot(1, vec![])));
-        assert!(!slot.offer(&snapshot(2, vec![])));
+        assert!(slot.offer(&snapshot(2, vec![tenant("new", &[(1, true, true)])]), total));
+        assert!(!slot.offer(&snapshot(1, vec![]), total));
+        assert!(!slot.offer(&snapshot(2, vec![]), total));
         assert!(slot.load().unwrap().tenant("new").is_some());
     }
 
@@ -547,9 +619,9 @@ mod tests {
                 .collect();
             Snapshot::from_doc(doc(version, vec![aws(1, "eu-west-1")], tenants), true).0
         };
-        slot.offer(&snapshot(1, &["a", "b"]));
+        slot.offer(&snapshot(1, &["a", "b"]), &Rc::default());
         let before = slot.load().unwrap();
-        slot.offer(&snapshot(2, &["b", "c"]));
+        slot.offer(&snapshot(2, &["b", "c"]), &Rc::default());
         let after = slot.load().unwrap();
         let config = |view: &View| Rc::clone(view.tenant("b").unwrap().primary.as_ref().unwrap());
         assert!(Rc::ptr_eq(&config(&before).state, &config(&after).state));
@@ -568,6 +640,7 @@ mod tests {
 
     #[test]
     fn other_secrets_leave_the_tables_as_they_are() {
+        let total = &Rc::default();
         let slot = SnapshotSlot::default();
         let tenants = vec![tenant("acme", &[(1, true, true)])];
         let (first, _) = Snapshot::from_doc(doc(1, vec![local(1)], tenants), true);
@@ -581,9 +654,9 @@ mod tests {
         };
         let (second, rejected) = first.with_secrets(SnapshotVersion(2), &[secret(7)]);
         assert_eq!((rejected, second.secret_count()), (vec![], 1));
-        slot.offer(&first);
+        slot.offer(&first, total);
         let before = slot.load().unwrap();
-        assert!(slot.offer(&second));
+        assert!(slot.offer(&second, total));
         let after = slot.load().unwrap();
         assert!(Rc::ptr_eq(&before.tables, &after.tables));
         let acme = &after.tenant("acme").unwrap().id;
@@ -591,7 +664,7 @@ mod tests {
         assert_eq!((path(&before), path(&after)), (false, true));
 
         let (edited, _) = Snapshot::from_doc(doc(3, vec![local(2)], vec![]), true);
-        assert!(slot.offer(&second.with_configs_of(&edited)));
+        assert!(slot.offer(&second.with_configs_of(&edited), total));
         let edited = slot.load().unwrap();
         assert!(path(&edited) && edited.tenant("acme").is_none());
     }
@@ -601,7 +674,11 @@ mod tests {
         let tenants = vec![tenant("disabled", &[(1, false, false)])];
         let (snapshot, rejected) = Snapshot::from_doc(doc(1, vec![local(1)], tenants), true);
         assert_eq!(rejected, []);
-        assert!(View::build(&snapshot, None).tenant("disabled").is_none());
+        assert!(
+            View::build(&snapshot, None, &Rc::default())
+                .tenant("disabled")
+                .is_none()
+        );
     }
 
     #[test]
@@ -609,7 +686,10 @@ mod tests {
         let kms = vec![local(1), aws(2, "eu-west-1")];
         let (snapshot, _) =
             Snapshot::from_doc(doc(1, kms, vec![tenant("t", &[(1, true, true)])]), true);
-        let printed = format!("{snapshot:?} {:?}", View::build(&snapshot, None));
+        let printed = format!(
+            "{snapshot:?} {:?}",
+            View::build(&snapshot, None, &Rc::default())
+        );
         assert!(!printed.contains("canary"), "{printed}");
         assert!(!printed.contains(&CANARY.to_string()), "{printed}");
     }

@@ -18,13 +18,12 @@ use tokio::sync::oneshot;
 use tsp_kms::{
     CredentialId, Kms, KmsError, KmsOperation, RemoteKms, Retry, Session, Signed, Token, TokenStep,
 };
-use tsp_rt::{Rt, mailbox};
+use tsp_rt::Rt;
 
-use crate::upstream::Upstream;
-
-/// Messages that one shard may have waiting from the others. Each shard asks for a credential once, so this is more
-/// credentials in one moment than any snapshot brings; what does not fit is asked for again.
-const PEER_MESSAGES_MAX: usize = 4_096;
+use crate::{
+    peers::{Exchange, Peers},
+    upstream::Upstream,
+};
 
 /// How long a refusal of a credential is remembered.
 const REFUSAL_LIFE: Duration = Duration::from_secs(5);
@@ -46,7 +45,7 @@ pub(crate) type SharedToken = Rc<Arc<Token>>;
 
 /// What shards tell each other about tokens.
 #[derive(Debug)]
-enum Message {
+pub(crate) enum Message {
     /// To a credential's home: a token is needed.
     Ask(Ask),
     /// To a shard: what came of it.
@@ -54,7 +53,7 @@ enum Message {
 }
 
 #[derive(Debug)]
-struct Ask {
+pub(crate) struct Ask {
     credential: CredentialId,
     kms: Arc<Kms>,
     /// The token that the KMS refused, and how.
@@ -62,36 +61,11 @@ struct Ask {
     from: usize,
 }
 
-/// One shard's ends of the mailboxes between all of them.
-#[derive(Debug)]
-pub(crate) struct Exchange {
-    index: usize,
-    peers: Arc<[mailbox::Sender<Message>]>,
-    inbox: mailbox::Receiver<Message>,
-}
-
-impl Exchange {
-    /// Mailboxes for `shards` shards.
-    pub(crate) fn among(shards: usize) -> Vec<Self> {
-        let (peers, inboxes): (Vec<_>, Vec<_>) = (0..shards)
-            .map(|_| mailbox::bounded(PEER_MESSAGES_MAX))
-            .unzip();
-        let peers: Arc<[_]> = peers.into();
-        let exchange = |(index, inbox)| Self {
-            index,
-            peers: Arc::clone(&peers),
-            inbox,
-        };
-        inboxes.into_iter().enumerate().map(exchange).collect()
-    }
-}
-
 /// One shard's table of tokens, and the fetching for the credentials whose home it is.
 pub(crate) struct Tokens<R: Rt> {
     rt: R,
     upstream: Rc<Upstream<R>>,
-    index: usize,
-    peers: Arc<[mailbox::Sender<Message>]>,
+    peers: Peers<Message>,
     table: RefCell<HashMap<CredentialId, Entry>>,
     homes: RefCell<HashMap<CredentialId, Home>>,
 }
@@ -129,17 +103,12 @@ impl<R: Rt> fmt::Debug for Tokens<R> {
 
 impl<R: Rt> Tokens<R> {
     /// Makes the table and starts listening to the other shards.
-    pub(crate) fn start(rt: R, upstream: Rc<Upstream<R>>, exchange: Exchange) -> Rc<Self> {
-        let Exchange {
-            index,
-            peers,
-            mut inbox,
-        } = exchange;
+    pub(crate) fn start(rt: R, upstream: Rc<Upstream<R>>, exchange: Exchange<Message>) -> Rc<Self> {
+        let Exchange { peers, mut inbox } = exchange;
         let (table, homes) = (RefCell::default(), RefCell::default());
         let tokens = Rc::new(Self {
             rt,
             upstream,
-            index,
             peers,
             table,
             homes,
@@ -241,21 +210,27 @@ impl<R: Rt> Tokens<R> {
             .retain(|credential, home| home.fetching || configured.contains(credential));
     }
 
+    /// Drops the tokens of these credentials, on this shard.
+    pub(crate) fn forget(&self, credentials: &HashSet<CredentialId>) {
+        self.table
+            .borrow_mut()
+            .retain(|credential, entry| !credentials.contains(credential) || entry.asked);
+        self.homes
+            .borrow_mut()
+            .retain(|credential, home| home.fetching || !credentials.contains(credential));
+    }
+
     fn ask(&self, credential: CredentialId, kms: &Arc<Kms>, entry: &mut Entry) {
         let refused = entry.refused.take();
         let ask = Ask {
             credential,
             kms: Arc::clone(kms),
             refused,
-            from: self.index,
+            from: self.peers.index,
         };
-        let shards = u64::try_from(self.peers.len()).unwrap_or(1).max(1);
-        let home = usize::try_from(credential.number() % shards).unwrap_or(0);
+        let home = self.peers.home(credential.number());
         // A home whose mailbox is full is asked again by the next operation; those that wait now see their deadline.
-        entry.asked = self
-            .peers
-            .get(home)
-            .is_some_and(|home| home.send(Message::Ask(ask)).is_ok());
+        entry.asked = self.peers.send(home, Message::Ask(ask)).is_ok();
     }
 
     /// As the credential's home: a shard needs a token.
@@ -385,10 +360,8 @@ impl<R: Rt> Tokens<R> {
     }
 
     fn tell(&self, shard: usize, credential: CredentialId, result: Result<Arc<Token>, KmsError>) {
-        if let Some(peer) = self.peers.get(shard) {
-            // A shard with a full mailbox asks again.
-            drop(peer.send(Message::Have(credential, result)));
-        }
+        // A shard with a full mailbox asks again.
+        drop(self.peers.send(shard, Message::Have(credential, result)));
     }
 
     fn learned(&self, credential: CredentialId, result: Result<Arc<Token>, KmsError>) {

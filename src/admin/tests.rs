@@ -14,6 +14,8 @@ use crate::metrics::ControlMetrics;
 
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
+const ADMIN_TOKEN: &str = "canary-admin-token";
+
 /// What a process with one shard would tell.
 pub(crate) fn scrape() -> (ShardSet, Arc<Scrape>) {
     let (asking, _asked) = crossbeam_channel::bounded(1);
@@ -46,7 +48,11 @@ pub(crate) fn scrape() -> (ShardSet, Arc<Scrape>) {
 
 /// Serves `health` while `client` runs on another thread.
 fn with_server(health: Health, client: impl FnOnce(SocketAddr) + Send + 'static) {
-    let (_shards, scrape) = scrape();
+    let (shards, scrape) = scrape();
+    let admin = Admin {
+        token: ApiKey::new(ADMIN_TOKEN.to_owned()),
+        forgetter: shards.forgetter(),
+    };
     let listener = tsp_rt::bind_reuseport(ANY_PORT, 1).unwrap().pop().unwrap();
     let address = listener.local_addr().unwrap();
     let (done, is_done) = oneshot::channel();
@@ -57,7 +63,7 @@ fn with_server(health: Health, client: impl FnOnce(SocketAddr) + Send + 'static)
     // A client that fails drops its end.
     let _ = tsp_rt::run_here(|rt| async move {
         let listener = rt.adopt(listener).unwrap();
-        rt.spawn(serve(rt.clone(), listener, Rc::new(health), scrape));
+        rt.spawn(serve(rt.clone(), listener, Rc::new(health), scrape, admin));
         is_done.await
     })
     .unwrap();
@@ -163,6 +169,35 @@ fn metrics_of_shards_and_control_plane_come_together() {
                 page.contains(&format!("`{name}`")),
                 "docs/operations.md lacks {name}"
             );
+        }
+    });
+}
+
+#[test]
+fn a_tenants_keys_are_forgotten_for_whoever_has_the_token() {
+    with_server(Health::starting(0), |address| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let mut ask = |request: &str, token: &str| {
+            let request = format!("{request} HTTP/1.1\r\nauthorization: {token}\r\nx: y");
+            ask(&mut stream, &request)
+        };
+        let (path, token) = (
+            "/admin/tenants/acme%20%C3%A9/forget",
+            format!("Bearer {ADMIN_TOKEN}"),
+        );
+        let (status, body) = ask(&format!("POST {path}"), &token);
+        assert_eq!((status, body.contains("forgotten")), (200, true), "{body}");
+        for wrong in ["", "Bearer canary-admin-tokem", "Basic x", ADMIN_TOKEN] {
+            assert_eq!(ask(&format!("POST {path}"), wrong).0, 401);
+        }
+        assert_eq!(ask(&format!("GET {path}"), &token).0, 405);
+        for unknown in [
+            "/admin/",
+            "/admin/tenants//forget",
+            "/admin/tenants/%00/forget",
+            "/admin/tenants/%ff/forget",
+        ] {
+            assert_eq!(ask(&format!("POST {unknown}"), &token).0, 404, "{unknown}");
         }
     });
 }

@@ -20,6 +20,7 @@ mod doctor;
 mod events;
 mod hostile;
 mod http;
+mod leases;
 mod metrics;
 mod operations;
 mod process;

@@ -118,6 +118,75 @@ pub fn encode_unleased(id: KmsConfigId, blob: &[u8]) -> Vec<u8> {
     .encode_to_vec()
 }
 
+/// What all EDEKs under one leased key have in common: everything but the IV and the encrypted DEK.
+///
+/// Making an EDEK of it is one copy and two patches, so a wrap under a lease encodes nothing.
+#[derive(Debug)]
+pub struct LeasedForm {
+    bytes: Box<[u8]>,
+    data_at: usize,
+    iv_at: usize,
+}
+
+impl LeasedForm {
+    /// AES-256-GCM ciphertext and tag of a DEK, in bytes.
+    pub const DATA_BYTES: usize = 48;
+    /// The IV of AES-GCM, in bytes.
+    pub const IV_BYTES: usize = 12;
+
+    /// The form for a leased key of config `id`. `leased_key_id` is from 1; `wrapped` is the leased key as the KMS wrapped
+    /// it, a serialized [`EncryptedDeks`] as [`encode_unleased`] makes it.
+    #[must_use]
+    pub fn new(id: KmsConfigId, leased_key_id: i32, wrapped: &[u8]) -> Self {
+        let entry = EncryptedDek {
+            encrypted_dek_data: vec![0; Self::DATA_BYTES],
+            kms_config_id: id.number(),
+            leased_key_id,
+            leased_key_iv: vec![0; Self::IV_BYTES],
+            encrypted_leased_key_data: wrapped.to_vec(),
+            ..EncryptedDek::default()
+        };
+        // Fields stand in ascending order, so both gaps are found from the end: IV, then the last field; data before the ids.
+        let last = bytes_field_len(wrapped.len());
+        let ids = int_field_len(id.number()) + int_field_len(leased_key_id);
+        let bytes = EncryptedDeks {
+            encrypted_deks: vec![entry],
+        }
+        .encode_to_vec();
+        let iv_at = bytes.len() - last - Self::IV_BYTES;
+        let iv_head = bytes_field_len(Self::IV_BYTES) - Self::IV_BYTES;
+        Self {
+            data_at: iv_at - iv_head - ids - Self::DATA_BYTES,
+            iv_at,
+            bytes: bytes.into(),
+        }
+    }
+
+    /// The EDEK that holds `data`, encrypted under the leased key with `iv`.
+    #[must_use]
+    pub fn edek(&self, iv: &[u8; Self::IV_BYTES], data: &[u8; Self::DATA_BYTES]) -> Vec<u8> {
+        let mut edek = self.bytes.to_vec();
+        let mut put = |at: usize, part: &[u8]| {
+            if let Some(gap) = edek.get_mut(at..at + part.len()) {
+                gap.copy_from_slice(part);
+            }
+        };
+        put(self.data_at, data);
+        put(self.iv_at, iv);
+        edek
+    }
+}
+
+/// Length of a field of `len` bytes, with its key and its length in front. Keys of fields 1 to 15 take one byte.
+fn bytes_field_len(len: usize) -> usize {
+    1 + prost::length_delimiter_len(len) + len
+}
+
+/// Length of a field that holds a number from 1, with its key.
+fn int_field_len(number: i32) -> usize {
+    1 + prost::length_delimiter_len(usize::try_from(number).unwrap_or(0))
+}
+
 /// Whether alloy would take these bytes for its own document header instead of an EDEK.
 ///
 /// It looks at the fifth and sixth byte only. Where the EDEK is not leased and shorter than 128 bytes, those are the

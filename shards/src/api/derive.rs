@@ -7,7 +7,6 @@ use std::{sync::Arc, time::Instant};
 
 use tsp_rt::Rt;
 use tsp_wire::{
-    TenantSecretId,
     api::{DeriveAnswer, DeriveRequest, Derived, DerivedPath, SecretBuf},
     derive::Deriver,
     event::DATA_DERIVE,
@@ -69,7 +68,7 @@ struct KnownPath<'a> {
 
 /// A wrapped secret whose config may decrypt for the tenant.
 struct Known<'a> {
-    id: TenantSecretId,
+    secret: Arc<TenantSecret>,
     edek: Opened<'a>,
 }
 
@@ -106,9 +105,9 @@ fn known_paths<'a, R: Rt>(
 }
 
 impl<'a> Known<'a> {
-    fn new(tenant: &'a Tenant, secret: &TenantSecret) -> Result<Self, OpError> {
+    fn new(tenant: &'a Tenant, secret: &Arc<TenantSecret>) -> Result<Self, OpError> {
         Ok(Self {
-            id: secret.id,
+            secret: Arc::clone(secret),
             edek: dek::find(tenant, secret.edek.clone())?,
         })
     }
@@ -136,7 +135,7 @@ impl<'a> KnownPath<'a> {
             (None, Some(_)) => {
                 let (id, path) = (&tenant.id, self.secret_path);
                 let secret = Creation::current(core, id, request.secret_type, path, deadline);
-                Some(Known::new(tenant, &*secret.await?)?)
+                Some(Known::new(tenant, &secret.await?)?)
             }
             (Some(_), _) | (None, None) => None,
         };
@@ -147,11 +146,13 @@ impl<'a> KnownPath<'a> {
             .into_iter()
             .filter_map(|(known, is)| Some((known?, is)))
         {
-            let secret = secrets::open(core, tenant, &known.edek, deadline).await?;
-            let deriver = Deriver::new(&secret, tenant.id.as_str(), request.derivation);
-            open.derivers.push(deriver);
+            let secret = (&*known.secret, &known.edek);
+            let deriver = secrets::open(core, tenant, secret, deadline, |secret| {
+                Deriver::new(secret, tenant.id.as_str(), request.derivation)
+            });
+            open.derivers.push(deriver.await?);
             open.secrets.push(Derived {
-                secret: known.id,
+                secret: known.secret.id,
                 current,
             });
         }

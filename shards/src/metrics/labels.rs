@@ -3,6 +3,8 @@
 use tsp_kms::{KmsKind, KmsOperation};
 use tsp_wire::TspCode;
 
+use crate::keyring::Purpose;
+
 /// HTTP statuses of KMS answers that are told apart; the rest count as `other`, no answer at all as `none`.
 pub(super) const KMS_STATUSES: [u16; 14] = [
     200, 400, 401, 403, 404, 405, 409, 412, 422, 429, 500, 502, 503, 504,
@@ -51,6 +53,49 @@ labels! {
         SecretWrap => "tenant_secret_wrap",
         SecretUnwrap => "tenant_secret_unwrap",
         Derive => "derive",
+    }
+}
+
+labels! {
+    /// Whether a key was in memory when it was needed.
+    KeyUse {
+        LeaseHit => "lease",
+        LeaseMiss => "lease",
+        OpenedHit => "unwrap",
+        OpenedMiss => "unwrap",
+        SecretHit => "secret",
+        SecretMiss => "secret",
+    }
+}
+
+impl KeyUse {
+    pub(crate) const fn hit(purpose: Purpose) -> Self {
+        match purpose {
+            Purpose::Leased => Self::OpenedHit,
+            Purpose::Secret => Self::SecretHit,
+        }
+    }
+
+    pub(crate) const fn miss(purpose: Purpose) -> Self {
+        match purpose {
+            Purpose::Leased => Self::OpenedMiss,
+            Purpose::Secret => Self::SecretMiss,
+        }
+    }
+
+    pub(super) const fn result(self) -> &'static str {
+        match self {
+            Self::LeaseHit | Self::OpenedHit | Self::SecretHit => "hit",
+            Self::LeaseMiss | Self::OpenedMiss | Self::SecretMiss => "miss",
+        }
+    }
+}
+
+labels! {
+    /// Which keys are in memory.
+    KeysHeld {
+        Leases => "lease",
+        Opened => "opened",
     }
 }
 

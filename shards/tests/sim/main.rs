@@ -10,6 +10,7 @@
     reason = "a test may fail by panicking"
 )]
 
+mod leases;
 mod secrets;
 mod way;
 mod world;
@@ -34,7 +35,7 @@ const KEY_A: &str = "aaaaaaaa-0000-0000-0000-000000000000";
 const KEY_B: &str = "bbbbbbbb-0000-0000-0000-000000000000";
 const BOTH: world::TenantKeys<'_> = &[(A, KEY_A), (B, KEY_B)];
 
-fn ms(ms: u64) -> Duration {
+const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 

@@ -17,10 +17,11 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tsp_rt::{Listener as _, Rt, sim::SimRt};
 use tsp_shards::{
-    ApiKeys, Destinations, EventsConfig, Limits, Shard, ShardControl, ShardParts, Snapshot,
+    ApiKeys, Destinations, EventsConfig, Forgetter, Limits, Shard, ShardControl, ShardParts,
+    Snapshot,
 };
 use tsp_wire::{
-    ApiKey, Secret, SnapshotVersion,
+    ApiKey, Secret, SnapshotVersion, TenantId,
     snapshot::{AssignmentDoc, AssumeRoleDoc, KmsConfigDoc, KmsKeyDoc, SnapshotDoc, TenantDoc},
 };
 
@@ -262,12 +263,14 @@ pub(crate) struct World {
     pub(crate) kms: Rc<Kms>,
     pub(crate) controls: RefCell<Vec<ShardControl>>,
     assume_role: bool,
+    pub(crate) leasing: Cell<bool>,
     pub(crate) events: crossbeam_channel::Receiver<Vec<u8>>,
     pub(crate) ended: Rc<Cell<bool>>,
     /// Keeps the tenant secrets, as the control plane does.
     pub(crate) keeper: Keeper,
     version: Cell<u64>,
     published: RefCell<Option<Arc<Snapshot>>>,
+    forgetter: Forgetter,
 }
 
 /// How a world differs from the usual.
@@ -281,6 +284,8 @@ pub(crate) struct Setup {
     pub(crate) secret_queue: usize,
     /// Whether the KMS configs assume a role, and so need a token.
     pub(crate) assume_role: bool,
+    /// Whether keys may be leased.
+    pub(crate) leasing: bool,
 }
 
 impl Default for Setup {
@@ -293,6 +298,7 @@ impl Default for Setup {
             shards: 1,
             secret_queue: 100,
             assume_role: false,
+            leasing: false,
         }
     }
 }
@@ -351,16 +357,19 @@ impl World {
             });
             controls.push(control);
         }
+        let forgetter = Forgetter::of(&controls);
         let world = Rc::new(Self {
             rt: rt.on_host(IpAddr::from([10, 0, 2, 1])),
             kms,
             controls: RefCell::new(controls),
             assume_role: setup.assume_role,
+            leasing: Cell::new(setup.leasing),
             events,
             ended,
             keeper: Keeper::default(),
             version: Cell::new(0),
             published: RefCell::default(),
+            forgetter,
         });
         world.publish(tenants);
         let keeping = Rc::clone(&world);
@@ -378,7 +387,7 @@ impl World {
         let endpoint = format!("http://{KMS_HOST}:{}", KMS_ADDRESS.1);
         let config = |id, key: &str| KmsConfigDoc {
             id,
-            leasing_allowed: false,
+            leasing_allowed: self.leasing.get(),
             key: KmsKeyDoc::Aws {
                 key_id: key.to_owned(),
                 region: "eu-west-1".to_owned(),
@@ -536,6 +545,13 @@ impl World {
             .connect(shard_address(0), Duration::from_secs(1))
             .await
             .is_ok()
+    }
+
+    /// Has every shard forget the tenant's keys.
+    pub(crate) async fn forget(&self, tenant: &str) {
+        let tenant = TenantId::new(tenant).unwrap();
+        let shards = self.forgetter.forget(&tenant).await;
+        assert_eq!(shards, Ok(self.controls.borrow().len()));
     }
 
     pub(crate) async fn wrap(&self, tenant: &str) -> Answer {

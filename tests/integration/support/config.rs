@@ -19,6 +19,11 @@ pub(crate) fn local_kms_with_key(id: u32, key: &[u8; 32]) -> String {
     )
 }
 
+/// The same KMS config, from which keys may be leased.
+pub(crate) fn leased(config: &str) -> String {
+    config.replacen("\ntype", "\nleasing_allowed = true\ntype", 1)
+}
+
 /// A KMS config at AWS, or at something that plays AWS.
 #[derive(Clone, Debug)]
 pub(crate) struct AwsKms {

@@ -106,13 +106,22 @@ impl Simulator {
         self.config_of(&self.clients)
     }
 
+    /// A proxy that is to serve these tenants, and may lease keys from their KMSs.
+    pub(crate) fn leasing(&self, io: Io) -> Setup {
+        Setup::serve(io, &self.config_with(&self.clients, true))
+    }
+
     /// The same for clients that were changed, such as to a wrong secret.
     pub(crate) fn config_of(&self, clients: &[Client]) -> String {
+        self.config_with(clients, false)
+    }
+
+    fn config_with(&self, clients: &[Client], leasing_allowed: bool) -> String {
         let ca_file = self.ca_file();
         let config = TspConfig {
             url: &self.running.url(),
             ca_file: Some(&ca_file),
-            leasing_allowed: false,
+            leasing_allowed,
         };
         let mut text = config.text(clients);
         text.push_str(&local_kms(LOCAL_KMS, 0x99));

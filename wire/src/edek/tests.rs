@@ -428,6 +428,29 @@ proptest! {
     }
 
     #[test]
+    fn a_leased_form_is_the_encoded_message(
+        id in 1..=i32::MAX,
+        leased in 1..=i32::MAX,
+        wrapped in prop::collection::vec(any::<u8>(), 1..700),
+        iv: [u8; 12],
+        data in prop::collection::vec(any::<u8>(), 48),
+    ) {
+        let data: [u8; 48] = data.try_into().unwrap();
+        let form = LeasedForm::new(KmsConfigId::new(i64::from(id)).unwrap(), leased, &wrapped);
+        let entry = EncryptedDek {
+            encrypted_dek_data: data.to_vec(),
+            kms_config_id: id,
+            leased_key_id: leased,
+            leased_key_iv: iv.to_vec(),
+            encrypted_leased_key_data: wrapped,
+            tenant_id: vec![],
+        };
+        let edek = form.edek(&iv, &data);
+        prop_assert!(!looks_like_alloy_header(&edek));
+        prop_assert_eq!(edek, EncryptedDeks { encrypted_deks: vec![entry] }.encode_to_vec());
+    }
+
+    #[test]
     fn unleased_edeks_have_one_entry_and_fields_in_order(
         id in 1..=i32::MAX,
         blob in prop::collection::vec(any::<u8>(), 1..600),

@@ -1,0 +1,123 @@
+//! The one list of environment variables.
+
+use crate::logs;
+
+/// One environment variable, as the documentation lists it.
+#[derive(Clone, Copy, Debug)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// Its value when it is not set, with the unit in the name or here; `required`, or `none`.
+    pub default: &'static str,
+    /// What it does, and why it has that default.
+    pub effect: &'static str,
+}
+
+const fn variable(name: &'static str, default: &'static str, effect: &'static str) -> Variable {
+    Variable {
+        name,
+        default,
+        effect,
+    }
+}
+
+/// Every variable that the proxy knows, in the order of the documentation.
+pub const VARIABLES: [Variable; 30] = [
+    variable("API_KEY", "required", "what applications present"),
+    variable("API_KEY_2", "none", "a second accepted key, for rotation"),
+    variable(
+        "TSP_CONFIG_FILE",
+        "required",
+        "TOML file of KMS configs and tenants",
+    ),
+    variable("TSP_BIND_ADDRESS", "0.0.0.0", "IP of all listeners"),
+    variable(
+        "TSP_HTTP_BIND_ADDRESS",
+        "TSP_BIND_ADDRESS:7777",
+        "IP or IP:PORT of the client API",
+    ),
+    variable(
+        "TSP_HEALTH_BIND_ADDRESS",
+        "TSP_BIND_ADDRESS:9000",
+        "IP or IP:PORT of health",
+    ),
+    variable(
+        "TSP_EVENT_BIND_ADDRESS",
+        "TSP_BIND_ADDRESS:5555",
+        "IP or IP:PORT of the event socket",
+    ),
+    variable(
+        "TSP_ENABLE_LOGDRIVER_INTEGRATION",
+        "true",
+        "false when no logdriver will connect",
+    ),
+    variable(
+        "TSP_SEND_LOGGING_TIMEOUT_MS",
+        "25",
+        "longest wait, in ms, to hand over an event",
+    ),
+    variable(
+        "TSP_EVENT_LOG_CHANNEL_SIZE",
+        "25000",
+        "events held between shards and event thread",
+    ),
+    variable(
+        "TSP_SEND_HIGH_WATER_MARK",
+        "25000",
+        "events held for the socket",
+    ),
+    variable(
+        "TSP_EVENTS_REQUIRED",
+        "false",
+        "true fails a request whose event is lost",
+    ),
+    variable("TSP_IO", "auto", "auto, uring or epoll"),
+    variable("TSP_SHARDS", "one per core", "number of shards"),
+    variable(
+        "TSP_CORES",
+        "all allowed",
+        "cores of the shards, such as 2-7 or 0,2-3",
+    ),
+    variable("TSP_CONTROL_CORE", "chosen", "core of the control plane"),
+    variable(
+        "TSP_LEASE_REVALIDATE_S",
+        "900",
+        "a revocation at the KMS bites after so many seconds",
+    ),
+    variable(
+        "TSP_LEASE_MAX_AGE_S",
+        "86400",
+        "seconds that keys serve while their KMS is away",
+    ),
+    variable(
+        "TSP_ADMIN_TOKEN",
+        "none",
+        "switches the admin API on; 16 characters or more",
+    ),
+    variable(
+        "TSP_ALLOW_LOCAL_KMS",
+        "false",
+        "true admits LOCAL configs from a broker",
+    ),
+    variable(
+        "TSP_KMS_ALLOW_ADDRESSES",
+        "private,loopback",
+        "where endpoints of KMSs may lead to",
+    ),
+    variable(
+        "RUST_LOG",
+        logs::DEFAULT_FILTER,
+        "which log lines are written",
+    ),
+    variable("SERVICE_ACCOUNT_ID", "none", UNUSED),
+    variable("SERVICE_CONFIG_ID", "none", UNUSED),
+    variable("SERVICE_SEGMENT_ID", "none", UNUSED),
+    variable("SERVICE_ENCRYPTION_PRIVATE_KEY", "none", UNUSED),
+    variable("SERVICE_SIGNING_PRIVATE_KEY", "none", UNUSED),
+    variable("CONFIG_BROKER_URL", "none", UNUSED),
+    variable("IRONCORE_ENV", "none", UNUSED),
+    variable("CB_OVERRIDE", "none", UNUSED),
+];
+
+/// Effect of the variables that belong to a configuration broker.
+const UNUSED: &str = "accepted, not used in this version";
