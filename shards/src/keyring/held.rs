@@ -78,15 +78,25 @@ fn expand(key: &Dek) -> Box<Aes256Gcm> {
     fn on_the_stack(key: &Dek) -> Box<Aes256Gcm> {
         Box::new(Aes256Gcm::new(key.expose().into()))
     }
-    #[inline(never)]
-    fn wipe_the_stack() {
-        /// Deeper than `on_the_stack` reaches, in bytes.
-        const DEPTH: usize = 8 << 10;
-        black_box(&mut [0u8; DEPTH]);
-    }
+    /// Deeper than that reaches, in bytes.
+    const DEPTH: usize = 8 << 10;
     let cipher = on_the_stack(key);
-    wipe_the_stack();
+    wipe_the_stack::<DEPTH>();
     cipher
+}
+
+/// Overwrites what earlier calls left on the unused part of the stack, `DEPTH` bytes of it.
+#[inline(never)]
+fn wipe_the_stack<const DEPTH: usize>() {
+    black_box(&mut [0u8; DEPTH]);
+}
+
+/// Wipes what the use of keys leaves on a shard's stack: with wide vectors AES keeps copies of its round keys there, until
+/// another call happens to reach as deep. Done when keys have been dropped; takes some microseconds.
+fn forget_uses() {
+    /// Far deeper than any request's way from the executor down to AES, and a small part of a thread's 2 MiB.
+    const DEPTH: usize = 256 << 10;
+    wipe_the_stack::<DEPTH>();
 }
 
 /// How long keys are held: see [`Limits`].
@@ -318,6 +328,10 @@ impl Tables {
         let young = std::mem::take(&mut self.young);
         let gone = std::mem::replace(&mut self.old, young);
         total.set(total.get().saturating_sub(gone.len()));
+        if !gone.is_empty() {
+            drop(gone);
+            forget_uses();
+        }
     }
 }
 
@@ -363,6 +377,7 @@ impl TenantKeys {
         let old = tables.old.remove(id).is_some();
         let gone = usize::from(young) + usize::from(old);
         self.total.set(self.total.get().saturating_sub(gone));
+        forget_uses();
     }
 
     pub(super) fn lease(&self, config: KmsConfigId) -> Option<Rc<ShardLease>> {
@@ -380,6 +395,7 @@ impl TenantKeys {
         let config = lease.lease.config;
         tables.leases.retain(|known| known.lease.config != config);
         tables.leases.push(lease);
+        forget_uses();
     }
 
     /// Drops the config's lease, if it still has this number.
@@ -388,6 +404,7 @@ impl TenantKeys {
             .borrow_mut()
             .leases
             .retain(|known| known.lease.config != config || known.lease.number != number);
+        forget_uses();
     }
 
     /// Drops what stems from configs that are no longer as they were. `keeps` is told config, fingerprint, and whether it
@@ -417,12 +434,15 @@ impl TenantKeys {
 
     fn retain_by(&self, keeps: impl Fn(&Held) -> bool, keeps_lease: impl Fn(&ShardLease) -> bool) {
         let mut tables = self.tables.borrow_mut();
-        let before = tables.young.len() + tables.old.len();
+        let (before, leases) = (tables.young.len() + tables.old.len(), tables.leases.len());
         tables.young.retain(|_, held| keeps(held));
         tables.old.retain(|_, held| keeps(held));
         tables.leases.retain(|lease| keeps_lease(lease));
         let gone = before - tables.young.len() - tables.old.len();
         self.total.set(self.total.get().saturating_sub(gone));
+        if gone > 0 || tables.leases.len() < leases {
+            forget_uses();
+        }
         if tables.young.is_empty() && tables.old.is_empty() {
             // Also the room that a flood has taken.
             *tables = Tables {
