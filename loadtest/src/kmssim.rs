@@ -47,7 +47,7 @@ use tsp_rt::{Backend, CoreEnd, CoreMain, CoreThread, Rt, mailbox, tls};
 
 pub use self::{
     aws::AwsErrorStyle,
-    certificate::Authority,
+    certificate::{Authority, CertificateKind},
     exchange::{Operation, Provider},
     tsp_config::TspConfig,
     world::{
@@ -82,6 +82,8 @@ pub struct Options {
     pub seed: u64,
     /// Who signs the certificate; `None` makes one.
     pub authority: Option<Authority>,
+    /// What is wrong with the certificate, if anything.
+    pub certificate: CertificateKind,
     /// Names for the certificate, besides those of the clouds and of this machine.
     pub names: Vec<String>,
     /// Lets the simulated clock stand still.
@@ -114,6 +116,7 @@ impl Options {
             world: sample.world,
             clients: sample.clients,
             authority: None,
+            certificate: CertificateKind::Good,
             names: Vec::new(),
             frozen_at: None,
             rules: Vec::new(),
@@ -187,7 +190,7 @@ impl Kmssim {
             Some(authority) => authority,
             None => Authority::generate()?,
         };
-        let issued = authority.issue(&options.names)?;
+        let issued = authority.issue(&options.names, options.certificate)?;
         let server_tls = tls::ServerTls::from_pem(&issued.certificate_pem, &issued.key_pem)
             .map_err(|error| StartError::Certificate(error.to_string()))?;
         // Whether world and rules can be used must be known before the thread starts, which makes its own.

@@ -319,8 +319,18 @@ fn well_formed_faults_replace_the_answer_and_the_connection_stays() {
         "{}",
         answer.head
     );
-    once(json!({ "kind": "code", "code": "NCERRConflict" }));
-    assert_eq!(bench.encrypt(&mut connection, &jwt).unwrap().status, 409);
+    once(json!({ "kind": "code", "code": "NCERRConflict", "message": "In so many words." }));
+    let answer = bench.encrypt(&mut connection, &jwt).unwrap();
+    assert_eq!(answer.status, 409);
+    assert!(answer.body.contains("In so many words."), "{}", answer.body);
+    once(json!({ "kind": "patch", "patch": { "tag": null, "mode": "cbc" } }));
+    let answer = bench.encrypt(&mut connection, &jwt).unwrap();
+    let body: Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!((answer.status, &body["mode"]), (200, &json!("cbc")));
+    assert!(
+        body.get("tag").is_none() && body["ciphertext"].is_string(),
+        "{body}"
+    );
     once(json!({ "kind": "throttle", "retry_after_s": 3600 }));
     let answer = bench.encrypt(&mut connection, &jwt).unwrap();
     assert_eq!(answer.status, 429);
@@ -599,6 +609,12 @@ fn keys_credentials_and_the_clock_obey_the_control_api() {
         key(action);
         assert_eq!(status(), expected, "{action}");
     }
+    for (operation, expected) in [("unwrap", 200), ("wrap", 403)] {
+        let order = json!({ "provider": "thales", "key": "kek-tenant-1", "action": "deny", "operation": operation });
+        bench.order("POST", "/keys", order);
+        assert_eq!(status(), expected, "{operation}");
+    }
+    key("allow");
     bench.order("POST", "/clock", json!({ "skew_s": 400 }));
     assert_eq!(status(), 401, "a token of five minutes");
     bench.order("POST", "/clock", json!({}));

@@ -351,17 +351,16 @@ pub(super) fn throttled(operation: Operation, retry_after_s: Option<f64>) -> Rep
 }
 
 /// An error by its code, for faults. Codes outside the table become a KMS error of status 400.
-pub(super) fn by_code(operation: Operation, code: &str) -> Reply {
+pub(super) fn by_code(operation: Operation, code: &str, message: &str) -> Reply {
     let status = match code {
         "KMSInternalException" | "KeyUnavailableException" | "InternalFailure" => 500,
         "DependencyTimeoutException" | "ServiceUnavailable" => 503,
         _ => 400,
     };
     let verdict = Verdict::Answered;
-    let message = format!("{code} was asked for");
     if operation == Operation::Token {
         let status = if status == 400 { 403 } else { status };
-        return sts::error_of(verdict, status, code, &message, "fault");
+        return sts::error_of(verdict, status, code, message, "fault");
     }
     let body = json!({ "__type": code, "message": message }).to_string();
     Reply::new(verdict, status, "application/x-amz-json-1.1", body).because(code, message)

@@ -317,9 +317,8 @@ pub(super) fn throttled(operation: Operation, retry_after_s: Option<f64>) -> Rep
 }
 
 /// An error by its code, for faults: a vault's code or inner code, or the number of an AADSTS code.
-pub(super) fn by_code(operation: Operation, code: &str) -> Reply {
+pub(super) fn by_code(operation: Operation, code: &str, message: &str) -> Reply {
     let verdict = Verdict::Answered;
-    let message = format!("{code} was asked for");
     if operation == Operation::Token {
         let number = code.trim_start_matches("AADSTS").parse().unwrap_or(0);
         let (status, error) = match number {
@@ -328,7 +327,7 @@ pub(super) fn by_code(operation: Operation, code: &str) -> Reply {
             7_000_215 | 7_000_222 | 7_000_216 => (401, "invalid_client"),
             _ => (400, "invalid_request"),
         };
-        return entra::error(verdict, status, error, number, &message);
+        return entra::error(verdict, status, error, number, message);
     }
     let (status, outer) = match code {
         "Unauthorized" => (401, code),

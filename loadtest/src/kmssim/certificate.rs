@@ -71,6 +71,21 @@ const NAMES: [&str; 22] = [
     "*.ciphertrust.example",
 ];
 
+/// What a client finds out about the simulator's certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CertificateKind {
+    /// It is good.
+    #[default]
+    Good,
+    /// It is for other hosts than the client calls.
+    OtherNames,
+    /// It has run out.
+    Expired,
+}
+
+/// The name in a certificate for other hosts.
+const OTHER_NAME: &str = "elsewhere.example";
+
 /// An authority that signs the simulator's certificate, in PEM. Only one that this program made can be given again: its
 /// certificate is not read, only its key is.
 #[derive(Clone, Debug)]
@@ -113,8 +128,12 @@ impl Authority {
         params
     }
 
-    /// A certificate for all the names, and its key.
-    pub(crate) fn issue(&self, more_names: &[String]) -> Result<Issued, rcgen::Error> {
+    /// A certificate for all the names (unless `kind` says otherwise), and its key.
+    pub(crate) fn issue(
+        &self,
+        more_names: &[String],
+        kind: CertificateKind,
+    ) -> Result<Issued, rcgen::Error> {
         let issuer = Issuer::new(Self::params(), KeyPair::from_pem(&self.key_pem)?);
         let regional = AWS_REGIONS.iter().flat_map(|region| {
             [
@@ -128,7 +147,15 @@ impl Authority {
             .chain(regional)
             .chain(more_names.iter().cloned())
             .collect();
+        let names = match kind {
+            CertificateKind::Good | CertificateKind::Expired => names,
+            CertificateKind::OtherNames => vec![OTHER_NAME.to_owned()],
+        };
         let mut params = CertificateParams::new(names)?;
+        if kind == CertificateKind::Expired {
+            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        }
         params.distinguished_name = DistinguishedName::new();
         params
             .distinguished_name

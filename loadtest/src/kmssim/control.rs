@@ -18,7 +18,7 @@ use tsp_rt::{Listener as _, Rt};
 use super::{
     Rule,
     aws::AwsErrorStyle,
-    exchange::Provider,
+    exchange::{Operation, Provider},
     knobs::{BadRule, FaultRule, LatencyRule, QuotaRule},
     serve::Service,
     sim::{Clock, ConnectionRules, Lifetimes, Sim},
@@ -46,15 +46,15 @@ GET    /clients                 keys and credentials of a sample world
 POST   /latency                 {"target", "fixed_ms"} or {"min_ms","max_ms"} or {"p50_ms","p99_ms"}; GET, DELETE
 POST   /quota                   {"target", "per_second", "retry_after_s"}; GET, DELETE
 POST   /faults                  {"target", "kind", "percent", "count", "skip", …}; GET, DELETE, DELETE /faults/ID
-         kinds: status(status body media_type headers retry_after_s) code(code) throttle(retry_after_s) ok_error(code)
-         html(status) close hang reset_before_head reset_after_head garbage(bytes) truncate drip(every_ms) huge(bytes)
+         kinds: status(status body media_type headers retry_after_s) code(code message) throttle(retry_after_s)
+         ok_error(code message) patch(patch) html(status) close hang reset_before_head reset_after_head garbage(bytes) truncate drip(every_ms) huge(bytes)
          endless(every_ms) header_flood(bytes)
 POST   /clock                   {"skew_s": -360} or {"frozen_unix_s": 1768472130} or {}
 POST   /lifetimes               {"aws_session_s","gcp_token_s","azure_token_s","azure_refresh_in_s","thales_token_s"}
 POST   /connections             {"idle_close_ms": 5000, "accept": "serve" | "reset" | "stall" | "garbage"}
 POST   /connections/close       closes idle connections now, the others after their answer
 POST   /keys                    {"provider","key","action"}; actions: enable disable delete schedule_deletion rotate
-         recover expire unexpire deny allow; for one version add "version"
+         recover expire unexpire deny allow; for one version add "version", to deny one thing "operation"
 POST   /credentials             {"provider","credential","action"}; actions: activate disable revoke revoke_tokens
 POST   /accounts                {"provider","account","action"}; actions: close reopen; gcp also suspend disable_service;
          azure (a vault): also delete firewall; thales (any account): the licence
@@ -105,6 +105,8 @@ struct KeyOrder {
     action: KeyAction,
     /// A number, or for Azure an id.
     version: Option<Value>,
+    /// What to deny or allow, if not all.
+    operation: Option<Operation>,
 }
 
 impl KeyOrder {
@@ -424,8 +426,8 @@ fn change_aws_key(sim: &mut Sim, order: &KeyOrder) -> usize {
             // Imported material expires, and then waits for a new import.
             KeyAction::Expire => key.doc.state = AwsKeyState::PendingImport,
             KeyAction::Rotate => key.rotate(),
-            KeyAction::Deny => key.denied = true,
-            KeyAction::Allow => key.denied = false,
+            KeyAction::Deny => key.denied.set(order.operation, true),
+            KeyAction::Allow => key.denied.set(order.operation, false),
         }
         found += 1;
     }
@@ -448,8 +450,8 @@ fn change_gcp_key(sim: &mut Sim, order: &KeyOrder) -> usize {
                 key.set_state(version, GcpVersionState::DestroyScheduled);
             }
             KeyAction::Rotate => key.rotate(),
-            KeyAction::Deny => key.denied = true,
-            KeyAction::Allow => key.denied = false,
+            KeyAction::Deny => key.denied.set(order.operation, true),
+            KeyAction::Allow => key.denied.set(order.operation, false),
         }
         found += 1;
     }
@@ -471,8 +473,8 @@ fn change_thales_key(sim: &mut Sim, order: &KeyOrder) -> usize {
             KeyAction::Delete => key.set_state(version, ThalesKeyState::Destroyed),
             KeyAction::ScheduleDeletion => key.set_state(version, ThalesKeyState::Compromised),
             KeyAction::Rotate => key.rotate(id.clone()),
-            KeyAction::Deny => key.denied = true,
-            KeyAction::Allow => key.denied = false,
+            KeyAction::Deny => key.denied.set(order.operation, true),
+            KeyAction::Allow => key.denied.set(order.operation, false),
         })
 }
 
@@ -490,8 +492,8 @@ fn change_azure_key(sim: &mut Sim, order: &KeyOrder) -> Result<usize, Trouble> {
             KeyAction::ScheduleDeletion => key.doc.state = AzureKeyState::Recovering,
             KeyAction::Expire => key.set_expiry(Some(1)),
             KeyAction::Unexpire => key.set_expiry(None),
-            KeyAction::Deny => key.denied = true,
-            KeyAction::Allow => key.denied = false,
+            KeyAction::Deny => key.denied.set(order.operation, true),
+            KeyAction::Allow => key.denied.set(order.operation, false),
             KeyAction::Rotate => {
                 if !key.rotate(id.clone()) {
                     return Err(Trouble::bad("the key has too many versions"));

@@ -105,6 +105,37 @@ impl Operation {
     }
 }
 
+/// Which operations on a key are refused to everybody, whatever its policy says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Denied {
+    wrap: bool,
+    unwrap: bool,
+}
+
+impl Denied {
+    /// For one operation, or for all.
+    pub(crate) fn set(&mut self, operation: Option<Operation>, denied: bool) {
+        if operation != Some(Operation::Unwrap) {
+            self.wrap = denied;
+        }
+        if operation != Some(Operation::Wrap) {
+            self.unwrap = denied;
+        }
+    }
+
+    pub(crate) fn denies(self, operation: Operation) -> bool {
+        match operation {
+            Operation::Wrap | Operation::DataKey => self.wrap,
+            Operation::Unwrap | Operation::ReEncrypt => self.unwrap,
+            Operation::Lookup
+            | Operation::Random
+            | Operation::Token
+            | Operation::Discovery
+            | Operation::Other => self.wrap && self.unwrap,
+        }
+    }
+}
+
 /// Why a request was refused: the client's doing, which a correct client never sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

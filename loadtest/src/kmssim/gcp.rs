@@ -294,11 +294,10 @@ pub(super) fn throttled(operation: Operation, retry_after_s: Option<f64>) -> Rep
 }
 
 /// An error by its canonical code or its reason, for faults.
-pub(super) fn by_code(operation: Operation, code: &str) -> Reply {
+pub(super) fn by_code(operation: Operation, code: &str, message: &str) -> Reply {
     let verdict = Verdict::Answered;
-    let message = format!("{code} was asked for");
     if operation == Operation::Token {
-        return token::error(verdict, 400, code, &message);
+        return token::error(verdict, 400, code, message);
     }
     let (name, http, reason) = match code {
         "UNAVAILABLE" => ("UNAVAILABLE", 503, None),

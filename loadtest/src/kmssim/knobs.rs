@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     crypto::Random,
@@ -132,12 +133,14 @@ struct Quota {
 pub(crate) enum FaultKind {
     /// Answers with `status` (500), `body` (empty), `media_type`, `headers`.
     Status,
-    /// Answers with the provider's own error `code`.
+    /// Answers with the provider's own error `code`, and `message`.
     Code,
     /// Answers as if over the quota, with `retry_after_s`.
     Throttle,
     /// Answers 200 with the body of the provider's error `code`.
     OkError,
+    /// Answers as it should, but for the members in `patch` (RFC 7396: null takes a member away).
+    Patch,
     /// Answers with a page, `status` (502).
     Html,
     /// Answers as it should, and closes the connection.
@@ -188,6 +191,10 @@ pub(crate) struct FaultRule {
     pub(crate) headers: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) code: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) message: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) patch: BTreeMap<String, Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

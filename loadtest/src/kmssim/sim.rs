@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::header;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     aws::{self, Aws},
@@ -312,6 +313,10 @@ impl Sim {
                 error.status = 200;
                 dated(error)
             }
+            FaultKind::Patch => {
+                reply.body = patched(&reply.body, rule);
+                dated(reply)
+            }
             FaultKind::Html => {
                 let status = rule.status.unwrap_or(502);
                 let page = format!(
@@ -358,11 +363,14 @@ fn throttled(provider: Option<Provider>, subject: &Subject, retry_after_s: Optio
 fn by_code(provider: Option<Provider>, subject: &Subject, rule: &FaultRule) -> Reply {
     let operation = operation_of(subject);
     let code = |default: &'static str| rule.code.clone().unwrap_or_else(|| default.to_owned());
+    let message = rule.message.as_deref().unwrap_or("a fault was asked for");
     let mut reply = match provider {
-        Some(Provider::Aws) => aws::by_code(operation, &code("KMSInternalException")),
-        Some(Provider::Gcp) => gcp::by_code(operation, &code("INTERNAL")),
-        Some(Provider::Azure) => azure::by_code(operation, &code("InternalServerError")),
-        Some(Provider::Thales) | None => thales::by_code(&code("NCERRInternalServerError")),
+        Some(Provider::Aws) => aws::by_code(operation, &code("KMSInternalException"), message),
+        Some(Provider::Gcp) => gcp::by_code(operation, &code("INTERNAL"), message),
+        Some(Provider::Azure) => azure::by_code(operation, &code("InternalServerError"), message),
+        Some(Provider::Thales) | None => {
+            thales::by_code(&code("NCERRInternalServerError"), message)
+        }
     };
     if let Some(status) = rule.status {
         reply.status = status;
@@ -381,6 +389,21 @@ fn plain_fault(rule: &FaultRule) -> Reply {
         reply = reply.with(header::RETRY_AFTER, &format!("{:.0}", seconds.ceil()));
     }
     add_headers(reply, rule)
+}
+
+/// A JSON body with some members changed. One that is no JSON object stays as it is.
+fn patched(body: &[u8], rule: &FaultRule) -> Vec<u8> {
+    let Ok(Value::Object(mut members)) = serde_json::from_slice(body) else {
+        return body.to_vec();
+    };
+    for (name, value) in &rule.patch {
+        if value.is_null() {
+            members.remove(name);
+        } else {
+            members.insert(name.clone(), value.clone());
+        }
+    }
+    Value::Object(members).to_string().into_bytes()
 }
 
 fn add_headers(mut reply: Reply, rule: &FaultRule) -> Reply {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{
     crypto::{Gcm, NONCE_BYTES, Seed, TAG_BYTES},
     exchange::{
-        Failure, Operation, Refusal, Reply, Request, Verdict, json_object, percent_decoded,
+        Denied, Failure, Operation, Refusal, Reply, Request, Verdict, json_object, percent_decoded,
     },
     sim::Context,
     token::Claims,
@@ -54,8 +54,7 @@ struct User {
 #[derive(Debug)]
 pub(super) struct Key {
     pub(super) doc: ThalesKeyDoc,
-    /// Nobody may use it, whatever its policy says.
-    pub(super) denied: bool,
+    pub(super) denied: Denied,
     /// One per version.
     materials: Vec<[u8; 32]>,
     seed: Seed,
@@ -82,7 +81,7 @@ impl Key {
         Ok(Self {
             materials: materials.collect::<Result<_, _>>()?,
             doc: doc.clone(),
-            denied: false,
+            denied: Denied::default(),
             seed: seed.clone(),
         })
     }
@@ -470,7 +469,8 @@ impl Thales {
         match found {
             Some((key, version)) => {
                 cx.subject.keys.push(key.doc.name.clone());
-                if key.denied {
+                let asked = cx.subject.operation.unwrap_or(Operation::Other);
+                if key.denied.denies(asked) {
                     let message = "Insufficient permissions";
                     return Err(Error::failed(
                         Failure::Permission,

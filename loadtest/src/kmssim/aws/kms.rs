@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Aws, Caller, Error, account_of, region_of};
 use crate::kmssim::{
     crypto::{Gcm, NONCE_BYTES, Random, Seed, TAG_BYTES},
-    exchange::{Failure, Operation, Refusal, Reply, Verdict, json_object},
+    exchange::{Denied, Failure, Operation, Refusal, Reply, Verdict, json_object},
     sim,
     world::{AwsKeyDoc, AwsKeyState, WorldError},
 };
@@ -45,8 +45,7 @@ pub(super) fn operation(target: &str) -> Operation {
 #[derive(Debug)]
 pub(in crate::kmssim) struct Key {
     pub(in crate::kmssim) doc: AwsKeyDoc,
-    /// Nobody may use it, whatever its policy says.
-    pub(in crate::kmssim) denied: bool,
+    pub(in crate::kmssim) denied: Denied,
     seed: Seed,
     /// What blobs name it by; the same in all regions of a multi-region key.
     pub(super) handle: [u8; HANDLE_BYTES],
@@ -80,7 +79,7 @@ impl Key {
         let handle = seed.derive(&[b"aws-handle", identity(&doc.arn).as_bytes()]);
         Ok(Self {
             doc: doc.clone(),
-            denied: false,
+            denied: Denied::default(),
             seed: seed.clone(),
             handle: std::array::from_fn(|index| handle.get(index).copied().unwrap_or_default()),
         })
@@ -561,7 +560,12 @@ fn check_permission(key: &Key, action: &str, caller: &Caller) -> Result<(), Erro
     } else {
         caller.is_among(&key.doc.allows)
     };
-    if allowed && !key.denied {
+    let operation = match action {
+        "kms:Decrypt" | "kms:ReEncryptFrom" => Operation::Unwrap,
+        "kms:DescribeKey" => Operation::Lookup,
+        _ => Operation::Wrap,
+    };
+    if allowed && !key.denied.denies(operation) {
         return Ok(());
     }
     Err(Error::failed(

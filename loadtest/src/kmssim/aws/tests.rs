@@ -422,7 +422,7 @@ fn what_is_not_there_or_not_allowed_is_told_apart() {
     );
     assert_eq!(code(""), "ValidationException");
     for key in trial.sim.world.aws.keys_named(KEY) {
-        key.denied = true;
+        key.denied.set(None, true);
     }
     let request = json!({ "KeyId": KEY, "Plaintext": "AAEC" });
     let (status, code, verdict) = trial.refused(&signer().kms("Encrypt", &request));

@@ -529,9 +529,9 @@ fn each_state_of_key_version_and_vault_has_its_error() {
     change(&mut trial, &|key| key.doc.state = AzureKeyState::Recovering);
     assert_eq!(codes(&mut trial), both(409, "ObjectIsBeingRecovered"));
     change(&mut trial, &|key| key.doc.state = AzureKeyState::Active);
-    change(&mut trial, &|key| key.denied = true);
+    change(&mut trial, &|key| key.denied.set(None, true));
     assert_eq!(codes(&mut trial), both(403, "ForbiddenByPolicy"));
-    change(&mut trial, &|key| key.denied = false);
+    change(&mut trial, &|key| key.denied.set(None, false));
     for (state, status, code) in [
         (AzureVaultState::Firewalled, 403, "ForbiddenByFirewall"),
         (

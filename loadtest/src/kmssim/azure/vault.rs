@@ -14,7 +14,7 @@ use super::{Azure, Error, Vault, entra};
 use crate::kmssim::{
     crypto::{Padding, Rsa, Seed, key_unwrap, key_wrap},
     exchange::{
-        Failure, Operation, Refusal, Reply, Request, Verdict, json_object, percent_decoded,
+        Denied, Failure, Operation, Refusal, Reply, Request, Verdict, json_object, percent_decoded,
     },
     sim::Context,
     world::{
@@ -59,7 +59,7 @@ impl KeyPairs {
 pub(in crate::kmssim) struct Key {
     pub(in crate::kmssim) doc: AzureKeyDoc,
     /// Nobody may use it, whatever the vault's policy says.
-    pub(in crate::kmssim) denied: bool,
+    pub(in crate::kmssim) denied: Denied,
     /// One per version.
     secrets: Vec<Secret>,
     seed: Seed,
@@ -108,7 +108,7 @@ impl Key {
         }
         Ok(Self {
             doc: doc.clone(),
-            denied: false,
+            denied: Denied::default(),
             secrets,
             seed: seed.clone(),
         })
@@ -276,7 +276,8 @@ impl Azure {
         }
         let caller = self.authenticate(vault, request, cx)?;
         let found = self.key(vault, &target);
-        let denied = found.as_ref().is_ok_and(|key| key.denied);
+        let asked = cx.subject.operation.unwrap_or(Operation::Other);
+        let denied = found.as_ref().is_ok_and(|key| key.denied.denies(asked));
         check_access(vault, &caller, target.operation, denied)?;
         let key = found?;
         let Some((version, secret)) = key.version(&target.version) else {

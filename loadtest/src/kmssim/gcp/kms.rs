@@ -9,7 +9,7 @@ use super::{Account, Error, Gcp, Status, project_of};
 use crate::kmssim::{
     crypto::{Gcm, NONCE_BYTES, Random, Seed, TAG_BYTES},
     exchange::{
-        Failure, Operation, Refusal, Reply, Request, Verdict, json_object, percent_decoded,
+        Denied, Failure, Operation, Refusal, Reply, Request, Verdict, json_object, percent_decoded,
     },
     sim::Context,
     world::{GcpKeyDoc, GcpProjectState, GcpVersionState, WorldError},
@@ -25,8 +25,7 @@ const VERSIONS_MAX: usize = 10_000;
 #[derive(Debug)]
 pub(in crate::kmssim) struct Key {
     pub(in crate::kmssim) doc: GcpKeyDoc,
-    /// Nobody may use it, whatever its policy says.
-    pub(in crate::kmssim) denied: bool,
+    pub(in crate::kmssim) denied: Denied,
     seed: Seed,
     /// What ciphertexts name it by.
     handle: [u8; HANDLE_BYTES],
@@ -93,7 +92,7 @@ impl Key {
         let handle = seed.derive(&[b"gcp-handle", doc.name.as_bytes()]);
         Ok(Self {
             doc: doc.clone(),
-            denied: false,
+            denied: Denied::default(),
             seed: seed.clone(),
             handle: std::array::from_fn(|index| handle.get(index).copied().unwrap_or_default()),
         })
@@ -405,6 +404,7 @@ impl Gcp {
     }
 
     fn key(&self, name: &str, account: &Account, method: Option<Operation>) -> Result<&Key, Error> {
+        let operation = method.unwrap_or(Operation::Lookup);
         let permission = match method {
             Some(Operation::Wrap) => "cloudkms.cryptoKeyVersions.useToEncrypt",
             Some(_) => "cloudkms.cryptoKeyVersions.useToDecrypt",
@@ -412,7 +412,7 @@ impl Gcp {
         };
         let email = &account.doc.email;
         match self.keys.get(name) {
-            Some(key) if key.doc.allows.contains(email) && !key.denied => Ok(key),
+            Some(key) if key.doc.allows.contains(email) && !key.denied.denies(operation) => Ok(key),
             None if self.knows_project(email, project_of(name)) => {
                 let message = format!("CryptoKey {name} not found.");
                 Err(Error::failed(Failure::NotFound, Status::NotFound, message))

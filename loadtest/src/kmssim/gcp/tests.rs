@@ -527,7 +527,7 @@ fn projects_without_billing_and_strangers_are_told_so() {
             .set_project("tsp-test-project", GcpProjectState::Active)
     );
     for key in trial.sim.world.gcp.keys_named(KEY) {
-        key.denied = true;
+        key.denied.set(None, true);
     }
     let reply = trial.send(&crypto("encrypt", &json!({})));
     assert_eq!(error(&reply).2, "IAM_PERMISSION_DENIED");

@@ -105,7 +105,7 @@ proptest! {
     }
 }
 
-fn rule(json: serde_json::Value) -> FaultRule {
+fn rule(json: Value) -> FaultRule {
     serde_json::from_value(json).unwrap()
 }
 

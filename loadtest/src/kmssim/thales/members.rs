@@ -129,7 +129,7 @@ pub(in crate::kmssim) fn throttled(retry_after_s: Option<f64>) -> Reply {
 }
 
 /// An error by its word, for faults.
-pub(in crate::kmssim) fn by_code(code: &str) -> Reply {
+pub(in crate::kmssim) fn by_code(code: &str, message: &str) -> Reply {
     let known = [
         (401, UNAUTHORIZED),
         (403, INSUFFICIENT),
@@ -144,6 +144,5 @@ pub(in crate::kmssim) fn by_code(code: &str) -> Reply {
         .into_iter()
         .find(|(_, (_, word))| *word == code)
         .unwrap_or((500, INTERNAL));
-    let message = format!("{code} was asked for");
     Error::new(Verdict::Answered, status, pair, message).reply("fault")
 }

@@ -333,13 +333,13 @@ fn states_usage_licence_and_permission_are_enforced() {
         .sim
         .world
         .thales
-        .change_keys("tsp-kek", |key| key.denied = true);
+        .change_keys("tsp-kek", |key| key.denied.set(None, true));
     assert_eq!(both(&mut trial), same(403, "NCERRInsufficientPermissions"));
     trial
         .sim
         .world
         .thales
-        .change_keys("tsp-kek", |key| key.denied = false);
+        .change_keys("tsp-kek", |key| key.denied.set(None, false));
     trial.sim.world.thales.licensed = false;
     let reply = trial.send(&post("/crypto/encrypt", &jwt, &encrypt));
     assert_eq!(reply.verdict, Verdict::Failed(Failure::Account));
