@@ -33,7 +33,10 @@ const API_KEY_BYTES: usize = 12;
 const STATE_MODE: u32 = 0o600;
 
 /// Ids of the made-up KMS configs.
-const CONFIGS: [i64; 4] = [1, 2, 3, 4];
+const CONFIGS: [i64; 5] = [1, 2, 3, 4, LEASED_CONFIG];
+
+/// The one of them from which keys may be leased.
+const LEASED_CONFIG: i64 = 5;
 
 /// A made-up tenant, and its KMS configs: id, active, primary.
 struct DevTenant {
@@ -41,7 +44,7 @@ struct DevTenant {
     assignments: &'static [(i64, bool, bool)],
 }
 
-const TENANTS: [DevTenant; 4] = [
+const TENANTS: [DevTenant; 5] = [
     DevTenant {
         id: "tenant-a",
         assignments: &[(1, true, true)],
@@ -58,6 +61,10 @@ const TENANTS: [DevTenant; 4] = [
     DevTenant {
         id: "tenant-disabled",
         assignments: &[(1, false, false), (4, true, false)],
+    },
+    DevTenant {
+        id: "tenant-leased",
+        assignments: &[(LEASED_CONFIG, true, true)],
     },
 ];
 
@@ -81,7 +88,7 @@ impl DevSource {
         for id in CONFIGS {
             kms.push(KmsConfigDoc {
                 id,
-                leasing_allowed: false,
+                leasing_allowed: id == LEASED_CONFIG,
                 key: KmsKeyDoc::Local {
                     key: Secret::new(*random::<KEY_BYTES>()?),
                 },
@@ -188,7 +195,8 @@ fn state_text() -> io::Result<Zeroizing<String>> {
         let key = Zeroizing::new(STANDARD.encode(random::<KEY_BYTES>()?.as_slice()));
         write(write!(
             text,
-            "\n[[kms]]\nid = {kms}\ntype = \"LOCAL\"\ncredentials = {{ key = \"{}\" }}\n",
+            "\n[[kms]]\nid = {kms}\ntype = \"LOCAL\"\nleasing_allowed = {}\ncredentials = {{ key = \"{}\" }}\n",
+            kms == LEASED_CONFIG,
             key.as_str()
         ))?;
     }
@@ -295,7 +303,8 @@ mod tests {
                 "tenant-a",
                 "tenant-b",
                 "tenant-no-primary",
-                "tenant-disabled"
+                "tenant-disabled",
+                "tenant-leased"
             ]
         );
         let keys = keys(&loaded);
