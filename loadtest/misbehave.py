@@ -5,6 +5,7 @@
     loadtest/misbehave.py batch      # 10,000 keys at once, again and again, under 256 open files: time, memory, files
     loadtest/misbehave.py closing    # a far end that closes what is idle for a second: failed calls, calls sent again
     loadtest/misbehave.py faults     # resets and throttling: success rates, and what the rules of retrying predict
+    loadtest/misbehave.py isolation  # one tenant's key hangs for 10 s under load: the others' latency, what a refusal costs
     loadtest/misbehave.py tokens     # 3,000 operations at once that have no token yet: token calls
 
 Each run starts kmssim and tsp on free ports and ends both. The two share the machine with loadgen, so times and rates are lower
@@ -198,6 +199,74 @@ def faults(folder):
         print(f"{name:40}  3 x {requests}  {measured:25}  {foretold:32}  {retries:.0f}")
 
 
+def isolation(folder):
+    """One tenant's key hangs for 10 s while all tenants are busy: the others' latency against the same load without that."""
+    rounds, seconds, good_rate, bad_rate = ROUNDS, 10, 1500, 500
+    good = ["wrap", "--tenants", "tenant-1,tenant-2,tenant-3", "--rate", good_rate, "--connections", 256, "--warm-up", 500]
+    bad = ["wrap", "--tenants", "tenant-4", "--rate", bad_rate, "--connections", 4000]
+    hang = {"kind": "hang", "target": {"provider": "aws", "operation": "wrap"}}
+
+    def together(tsp, prepare):
+        """Both loads at once; the bad tenant's is warm before `prepare` is called, and ends after the good ones'."""
+        folders = [Path(tempfile.mkdtemp(dir=folder)) for _ in range(2)]
+        reports = {}
+
+        def load(name, where, options):
+            reports[name] = tsp.load(where, *options)
+
+        prepare()
+        threads = [
+            threading.Thread(target=load, args=("bad", folders[0], [*bad, "--seconds", seconds, "--cold"])),
+            threading.Thread(target=load, args=("good", folders[1], [*good, "--seconds", seconds])),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return reports["good"], reports["bad"]
+
+    print(f"{good_rate} wraps/s for three tenants, {bad_rate} for a fourth; {rounds} rounds of {seconds} s without and {seconds} s with a hang")
+    print("round  without: p50 p99 µs, failed    with: p50 p99 µs, failed    p99 with/without  the fourth's: answered, refused")
+    ratios, costs, shares = [], [], []
+    with Kmssim(folder, "--providers", "aws", "--tenants", 4) as kmssim, Tsp(folder, kmssim.config) as tsp:
+        key = next(c["key"]["keyID"] for c in kmssim.order("GET", "/clients") if c["tenant"] == "tenant-4")
+        hang["target"]["key"] = key
+        # Connections, signing keys, pages.
+        tsp.load(folder, *good, "--seconds", 3)
+        for number in range(1, rounds + 1):
+            without, _ = together(tsp, lambda: None)
+            hanging, refused = together(tsp, lambda: kmssim.order("POST", "/faults", hang))
+            # Still hanging, and its breakers open: now only refusals.
+            kmssim.order("DELETE", "/requests")
+            only = tsp.load(folder, *bad, "--seconds", 5, "--cold", "--server-pid", tsp.process.pid)
+            calls = kmssim.order("GET", "/metrics")["providers"]["aws"].get("wrap", {}).get("requests", 0)
+            kmssim.order("DELETE", "/faults")
+            offered = only["requests"] + only["failed"]
+            cpu = only["server_cpu"]["busy_cpus"] * only["seconds"] / offered * 1e6
+            costs.append(cpu)
+            shares.append(calls / offered)
+            figures = [(r["latency_us"]["p50"], r["latency_us"]["p99"], r["failed"]) for r in (without, hanging)]
+            ratios.append(figures[1][1] / figures[0][1])
+            shown = ["{:6} {:7} {:5}".format(*f) for f in figures]
+            if hanging["failed"]:
+                print("  ", hanging["failures"], hanging["first_failure"])
+            print(f"{number:5}  {shown[0]:28}  {shown[1]:26}  {ratios[-1]:16.2f}  {refused['requests']}, {refused['failed']}")
+            # The breakers' longest pause.
+            for _ in range(35):
+                time.sleep(1)
+                if tsp.load(folder, "wrap", "--tenants", "tenant-4", "--requests", 2, "--connections", 1, "--cold")["failed"] == 0:
+                    break
+        kmssim.order("GET", "/metrics")
+
+    def spread(figures):
+        figures = sorted(figures)
+        return f"median {figures[len(figures) // 2]:.3g} ({figures[0]:.3g} to {figures[-1]:.3g})"
+
+    print(f"p99 with/without: {spread(ratios)}")
+    print(f"CPU of the proxy per refusal, µs: {spread(costs)}")
+    print(f"KMS calls per refused operation: {spread(shares)}")
+
+
 def tokens(folder):
     """3,000 operations at once that all need the same token."""
     operations = 3_000
@@ -236,12 +305,14 @@ def tokens(folder):
                         print("  ", report["first_failure"])
 
 
-RUNS = {run.__name__: run for run in (batch, closing, faults, tokens)}
+RUNS = {run.__name__: run for run in (batch, closing, faults, isolation, tokens)}
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("run", choices=RUNS)
 options.add_argument("--bin", type=Path, default=ROOT / "target/release", help="folder of the programs (default: %(default)s)")
 options.add_argument("--io", choices=("epoll", "uring"), default="epoll", help="the proxy's I/O back end (default: %(default)s)")
+options.add_argument("--rounds", type=int, default=7, help="rounds of isolation (default: %(default)s)")
 options = options.parse_args()
+ROUNDS = options.rounds
 IO = options.io
 BIN = options.bin.resolve()
 for program in ("tsp", "kmssim", "loadgen"):
