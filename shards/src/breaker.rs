@@ -58,6 +58,11 @@ impl Breaker {
         }
     }
 
+    /// Whether it is open. A call that [`Breaker::allows`] let through all the same is the probe.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.0.get(), State::Open { .. })
+    }
+
     /// The far end answered, whatever it said.
     pub(crate) fn succeeded(&self) {
         self.0.set(State::Closed { failures: 0 });

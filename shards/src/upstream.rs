@@ -50,7 +50,7 @@ use crate::{
     limits::{Limits, WARNING_INTERVAL},
     metrics::{RefusedBy, ShardMetrics},
     places::{Place, Places},
-    snapshot::{KmsHandle, Tenant},
+    snapshot::{KmsHandle, KmsState, Tenant},
     tokens::Tokens,
 };
 
@@ -207,8 +207,10 @@ impl<R: Rt> Upstream<R> {
         };
         let began = self.rt.now();
         let tenant = operation.tenant.load.number;
+        let is_probe = state.breaker.is_open();
+        let gate = (!is_probe).then(|| Rc::clone(state));
         let called = self
-            .call(tenant, operation.remote.endpoint(), request, deadline)
+            .call(tenant, operation.remote.endpoint(), request, deadline, gate)
             .await;
         let now = self.rt.now();
         let status = called.as_ref().ok().map(|answer| answer.status);
@@ -251,7 +253,13 @@ impl<R: Rt> Upstream<R> {
         let began = self.rt.now();
         // For all tenants alike, so it counts as nobody's.
         let called = self
-            .call(TenantNumber::NOBODY, &call.endpoint, call.request, deadline)
+            .call(
+                TenantNumber::NOBODY,
+                &call.endpoint,
+                call.request,
+                deadline,
+                None,
+            )
             .await;
         let status = called.as_ref().ok().map(|answer| answer.status);
         self.metrics
@@ -271,12 +279,15 @@ impl<R: Rt> Upstream<R> {
         max.mul_f64(f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX))
     }
 
+    /// Calls an endpoint. A call that has to wait for a connection does not go out any more if the breaker of its key's
+    /// config (`gate`) has opened by then: many wait when a key hangs, and each would only hang too.
     async fn call(
         &self,
         tenant: TenantNumber,
         endpoint: &Endpoint,
         request: HttpRequest,
         deadline: Instant,
+        gate: Option<Rc<KmsState>>,
     ) -> Result<Answer, CallError> {
         let pool = self.pool(endpoint)?;
         let (metrics, limit) = (&self.metrics, RefusedBy::KmsWaitersMax);
@@ -287,7 +298,7 @@ impl<R: Rt> Upstream<R> {
         let (reply, answer) = oneshot::channel();
         self.rt.spawn(async move {
             // The caller may have gone; the connection is back in its pool then.
-            drop(reply.send(pool.exchange(place, request, deadline).await));
+            drop(reply.send(pool.exchange(place, request, deadline, gate).await));
         });
         // The sender is dropped without an answer only if the task panicked.
         answer.await.unwrap_or(Err(CallError::Broken))
@@ -375,11 +386,15 @@ impl<R: Rt> Pool<R> {
         place: oneshot::Receiver<Place>,
         request: HttpRequest,
         deadline: Instant,
+        gate: Option<Rc<KmsState>>,
     ) -> Result<Answer, CallError> {
         let _place = self
             .by(deadline, "waiting for a connection", place)
             .await?
             .map_err(|_| CallError::Broken)?;
+        if gate.is_some_and(|gate| gate.breaker.is_open()) {
+            return Err(CallError::Down);
+        }
         let request = Parts::new(request)?;
         let attempt_ends =
             |pool: &Self| deadline.min(pool.rt.now() + pool.limits.kms_attempt_timeout);

@@ -215,6 +215,28 @@ fn a_kms_that_hangs_for_one_tenant_leaves_the_other_alone() {
 }
 
 #[test]
+fn what_waits_for_a_key_that_hangs_is_refused_with_the_first_and_hangs_no_connection() {
+    in_world(Setup::default, async |world| {
+        world.kms.set(KEY_A, Behaviour::Hangs);
+        let requests = (0..500).map(|_| {
+            let world = Rc::clone(&world);
+            async move { world.wrap(A).await }
+        });
+        let longest = Limits::default().kms_attempt_timeout + ms(200);
+        let mut slow = 0;
+        for answer in world.all(requests).await {
+            assert_eq!(answer.code(), Some(208), "{answer:?}");
+            slow += u32::from(answer.took > longest);
+        }
+        // Until the breaker has counted five failures, a place that one gives back is taken by the next.
+        assert!(slow <= 5, "{slow} hung a second time");
+        let most = Limits::default().kms_tenant_connections_max as u32 + 10;
+        let calls = world.kms.calls.get();
+        assert!(calls <= most, "{calls} calls for a key that hangs");
+    });
+}
+
+#[test]
 fn one_tenants_batches_do_not_starve_another_tenants_requests() {
     in_world(Setup::default, async |world| {
         world.kms.set(KEY_A, Behaviour::Serves(ms(20)));
