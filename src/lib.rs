@@ -20,9 +20,11 @@ pub mod cores;
 mod doctor;
 pub mod events;
 mod greeting;
+mod kms_calls;
 pub mod logs;
 pub mod metrics;
 mod prepare;
+mod recover;
 mod secrets;
 mod signals;
 pub mod source;
@@ -52,6 +54,7 @@ use crate::{
 
 pub use self::{
     doctor::{DoctorOptions, Doctored, doctor},
+    recover::{RecoverOptions, recover},
     secrets::command::{SecretsAction, SecretsOptions, secrets},
 };
 
@@ -74,6 +77,13 @@ pub enum RunError {
         /// Of how many that were examined.
         of: usize,
     },
+    /// Some of what was to be recovered could not be opened.
+    Unrecovered {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        of: usize,
+    },
 }
 
 impl RunError {
@@ -82,7 +92,7 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Configuration(_) => 64,
-            Self::Unhealthy { .. } => 69,
+            Self::Unhealthy { .. } | Self::Unrecovered { .. } => 69,
             Self::Internal(_) => 70,
             Self::Listen(_) => 71,
         }
@@ -102,6 +112,9 @@ impl fmt::Display for RunError {
             Self::Listen(why) | Self::Internal(why) => write!(f, "tsp: {why}"),
             Self::Unhealthy { unhealthy, of } => {
                 write!(f, "tsp: {unhealthy} of {of} KMS configs do not work")
+            }
+            Self::Unrecovered { failed, of } => {
+                write!(f, "tsp: {failed} of {of} could not be opened")
             }
         }
     }
@@ -489,9 +502,10 @@ mod tests {
                 unhealthy: 1,
                 of: 2,
             },
+            RunError::Unrecovered { failed: 1, of: 2 },
             RunError::Internal(String::new()),
             RunError::Listen(String::new()),
         ];
-        assert_eq!(codes.map(|error| error.exit_code()), [64, 69, 70, 71]);
+        assert_eq!(codes.map(|error| error.exit_code()), [64, 69, 69, 70, 71]);
     }
 }

@@ -8,7 +8,10 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
-use tsp::{Checked, DevOptions, DoctorOptions, Doctored, RunError, SecretsAction, SecretsOptions};
+use tsp::{
+    Checked, DevOptions, DoctorOptions, Doctored, RecoverOptions, RunError, SecretsAction,
+    SecretsOptions,
+};
 
 /// Tenant Security Proxy: wraps and unwraps document keys with each tenant's own KMS.
 #[derive(Debug, Parser)]
@@ -25,8 +28,8 @@ All settings are environment variables; docs/operations.md lists them.
 First try:  tsp dev
 
 Signals:    SIGTERM, SIGINT drain (a second one exits at once); SIGHUP reads the configuration again
-Exit codes: 0 drained, 64 bad configuration, 69 a KMS config does not work (doctor), 70 internal failure,
-            71 an address cannot be listened on";
+Exit codes: 0 drained, 64 bad configuration, 69 a KMS config does not work (doctor) or something cannot be opened
+            (recover), 70 internal failure, 71 an address cannot be listened on";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -39,6 +42,23 @@ enum Command {
     /// Shows, rotates and backs up the secrets that keys are derived from
     #[command(subcommand, disable_help_subcommand = true)]
     Secrets(SecretsCommand),
+    /// Opens EDEKs and tenant secrets without a proxy, and prints the keys: for disasters
+    Recover(Recover),
+}
+
+#[derive(Args, Debug)]
+struct Recover {
+    /// EDEKs, one per line or as a JSON array or object, or a backup of `tsp secrets export` [default: standard input]
+    input: Option<PathBuf>,
+    /// The configuration file, with the credentials of the KMS configs [default: that of TSP_CONFIG_FILE]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The tenant that the EDEKs belong to; a LOCAL key and --derive want it
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Prints the key derived for this path instead of the secret; may be given several times
+    #[arg(long, value_name = "PATH")]
+    derive: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -209,6 +229,22 @@ fn main() -> ExitCode {
             event,
             state,
         }),
+        Some(Command::Recover(Recover {
+            input,
+            config,
+            tenant,
+            derive,
+        })) => {
+            let options = RecoverOptions {
+                input,
+                config,
+                tenant,
+                derive,
+            };
+            tsp::recover(&options, &mut io::stdout().lock(), &mut |line| {
+                let _ = writeln!(io::stderr(), "tsp: {line}");
+            })
+        }
         Some(Command::Secrets(command)) => {
             tsp::secrets(&command.options()).and_then(|text| print_whole(text.as_bytes()))
         }

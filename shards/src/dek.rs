@@ -11,7 +11,7 @@ use crate::{
     upstream::Operation,
 };
 use aes_gcm::{
-    Aes256Gcm, Nonce, Tag,
+    Aes256Gcm, KeyInit as _, Nonce, Tag,
     aead::{AeadInOut as _, inout::InOutBuf},
 };
 use tsp_kms::{HttpAnswer, Kms, KmsOperation, Session, Token};
@@ -238,4 +238,12 @@ fn open_leased(leased_key: &Aes256Gcm, iv: &[u8], data: &[u8]) -> Result<Dek, &'
             .decrypt_inout_detached(&Nonce::from(*nonce), b"", dek.as_mut_slice().into(), &tag)
             .map_err(|_| "Provided EDEK does not open under its leased key.")
     })
+}
+
+/// Opens the DEK of a leased EDEK whose leased key is at hand, for who recovers data without a proxy.
+///
+/// # Errors
+/// What does not fit, in words for a person.
+pub fn open_with_leased_key(leased_key: &Dek, iv: &[u8], data: &[u8]) -> Result<Dek, &'static str> {
+    open_leased(&Aes256Gcm::new(leased_key.expose().into()), iv, data)
 }

@@ -40,6 +40,7 @@ use tsp_rt::{Backend, CoreEnd, CoreMain, CoreThread, Rt};
 use tsp_wire::SnapshotVersion;
 
 pub use self::{
+    dek::open_with_leased_key,
     destinations::{AddressKind, Destinations, Forbidden},
     events::EventsConfig,
     forget::{Forgetter, NotForgotten},

@@ -1,22 +1,14 @@
 //! The examination of one KMS config: each check in its turn, up to the first that fails.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
-use tsp_kms::{
-    Endpoint, HttpAnswer, HttpRequest, Kms, KmsError, KmsKind, KmsOperation, LocalKms, RemoteKms,
-    Retry, Session, Signed, Token, TokenCall, TokenStep,
-};
+use tsp_kms::{Kms, KmsKind, LocalKms, RemoteKms};
 use tsp_rt::Rt;
-use tsp_shards::{Destinations, Open, Probe, Probed, Stage, Timing};
+use tsp_shards::{Destinations, Stage, Timing};
 use tsp_wire::Dek;
 
 use super::diagnosis::{Check, Diagnosis};
-
-/// Steps that a token may take: a refusal of one way, a repair of the clock, and some to spare.
-const TOKEN_STEPS_MAX: usize = 6;
+use crate::kms_calls::{CallFailure, Clocks, KmsCalls, host_of};
 
 /// The tenant that the built-in KMS wraps the throw-away value for. No real one can be called so: it is empty.
 const NOBODY: &str = "";
@@ -108,11 +100,9 @@ pub(crate) async fn examine<R: Rt>(
         Kms::Local(kms) => examine_local(&rt, kms, &dek, &mut chart),
         Kms::Remote(kms) => {
             let examination = Examination {
-                probe: Probe::new(rt.clone(), Arc::clone(destinations)),
+                calls: KmsCalls::new(rt.clone(), &**kms, destinations),
                 rt,
                 kms: &**kms,
-                session: Session::default(),
-                token: None,
                 chart: &mut chart,
             };
             examination.run(&dek).await
@@ -164,10 +154,8 @@ fn came_back(sent: &Dek, received: &Dek) -> Result<(), Failure> {
 
 struct Examination<'a, R> {
     rt: R,
-    probe: Probe<R>,
     kms: &'a dyn RemoteKms,
-    session: Session,
-    token: Option<Token>,
+    calls: KmsCalls<'a, R>,
     chart: &'a mut Chart,
 }
 
@@ -176,18 +164,21 @@ impl<R: Rt> Examination<'_, R> {
         self.way().await?;
         if self.kms.credential().is_some() {
             let began = self.rt.now();
-            self.fetch_token(None).await?;
+            let fetched = self.calls.fetch_token(None).await;
+            self.seen(fetched)?;
             let took = self.rt.now() - began;
             self.chart.set(Check::Credential, State::Good(Some(took)));
         }
 
         let kms = self.kms;
         let wrapped = self
+            .calls
             .call(
                 |token, session, now| kms.wrap_request(dek, token, session, now),
                 |answer| kms.read_wrap(answer),
             )
             .await;
+        let wrapped = self.seen(wrapped);
         if !matches!(&wrapped, Err((check, _)) if !matches!(check, Check::Key)) {
             self.chart.good(Check::Credential);
         }
@@ -195,12 +186,14 @@ impl<R: Rt> Examination<'_, R> {
         self.chart.good(Check::Key);
         self.chart.set(Check::Wrap, State::Good(Some(took)));
 
-        let (unwrapped, took) = self
+        let unwrapped = self
+            .calls
             .call(
                 |token, session, now| kms.unwrap_request(&blob, token, session, now),
                 |answer| kms.read_unwrap(answer),
             )
-            .await?;
+            .await;
+        let (unwrapped, took) = self.seen(unwrapped)?;
         came_back(dek, &unwrapped)?;
         self.chart.set(Check::Unwrap, State::Good(Some(took)));
         Ok(())
@@ -212,7 +205,7 @@ impl<R: Rt> Examination<'_, R> {
         if !endpoint.tls {
             self.chart.set(Check::Tls, State::NotNeeded);
         }
-        let (timings, failure) = match self.probe.open(endpoint).await {
+        let (timings, failure) = match self.calls.probe().open(endpoint).await {
             Ok(open) => (open.timings, None),
             Err((timings, failure)) => (timings, Some(failure)),
         };
@@ -231,125 +224,26 @@ impl<R: Rt> Examination<'_, R> {
         }
     }
 
-    /// One operation, and once more where the proxy itself would mend something first.
-    async fn call<T>(
-        &mut self,
-        request: impl Fn(Option<&Token>, &mut Session, SystemTime) -> Result<HttpRequest, KmsError>,
-        read: impl Fn(&HttpAnswer<'_>) -> Result<T, KmsError>,
-    ) -> Result<(T, Duration), Failure> {
-        let mut again = true;
-        loop {
-            let now = self.rt.wall_now();
-            let request = request(self.token.as_ref(), &mut self.session, now);
-            let request = request.map_err(|why| Diagnosis::of_kms(&why))?;
-            let probed = self.exchange(self.kms.endpoint(), request).await?;
-            let why = match read(&probed.answer()) {
-                Ok(value) => return Ok((value, probed.took)),
-                Err(why) => why,
-            };
-            let mended = again
-                && match why.retry() {
-                    Retry::AfterClockRepair { .. } => self.session.repair(&why),
-                    Retry::AfterNewToken if self.token.is_some() => {
-                        self.fetch_token(Some(why.clone())).await?;
-                        true
-                    }
-                    Retry::No
-                    | Retry::Transient
-                    | Retry::Throttled { .. }
-                    | Retry::AfterNewToken => false,
-                };
-            if !mended {
-                return Err(Diagnosis::of_kms(&why));
-            }
-            again = false;
-        }
-    }
-
-    async fn exchange(
-        &mut self,
-        endpoint: &Endpoint,
-        request: HttpRequest,
-    ) -> Result<Probed, Failure> {
-        let failed = |failure| Diagnosis::of_probe(&failure, &host_of(endpoint));
-        let open: Open<R> = self
-            .probe
-            .open(endpoint)
-            .await
-            .map_err(|(_, failure)| failed(failure))?;
-        let probed = open.exchange(request).await.map_err(failed)?;
-        if let Some(server_time) = probed.answer().server_time() {
-            let state = match Diagnosis::of_clock(self.rt.wall_now(), server_time) {
+    /// What a call came to. Whatever that is, it may have shown the KMS's clock.
+    fn seen<T>(&mut self, result: Result<T, CallFailure>) -> Result<T, Failure> {
+        if let Some(Clocks { ours, theirs }) = self.calls.clocks.take() {
+            let state = match Diagnosis::of_clock(ours, theirs) {
                 None => State::Good(None),
                 Some(diagnosis) => State::Failed(diagnosis),
             };
             self.chart.set(Check::Clock, state);
         }
-        Ok(probed)
-    }
-
-    async fn fetch_token(&mut self, mut refused: Option<KmsError>) -> Result<(), Failure> {
-        let mut last = self.token.take();
-        for _ in 0..TOKEN_STEPS_MAX {
-            let step = self.kms.token_step(
-                last.as_ref(),
-                refused.take().as_ref(),
-                &mut self.session,
-                self.rt.wall_now(),
-            );
-            let why = match self.token_by(step).await? {
-                Ok(token) => {
-                    self.token = Some(token);
-                    return Ok(());
-                }
-                Err(why) => why,
-            };
-            match why.retry() {
-                Retry::AfterNewToken => {
-                    last = None;
-                    refused = Some(why);
-                }
-                Retry::AfterClockRepair { .. } if self.session.repair(&why) => {}
-                Retry::No
-                | Retry::Transient
-                | Retry::Throttled { .. }
-                | Retry::AfterClockRepair { .. } => return Err(Diagnosis::of_kms(&why)),
+        result.map_err(|why| match why {
+            CallFailure::Kms(why) => Diagnosis::of_kms(&why),
+            CallFailure::Way {
+                failure,
+                host,
+                for_token,
+            } => {
+                let (check, diagnosis) = Diagnosis::of_probe(&failure, &host);
+                // Whatever is wrong on that way, it is the token that does not come.
+                (if for_token { Check::Credential } else { check }, diagnosis)
             }
-        }
-        Err(Diagnosis::of_kms(
-            &self.no_token("its token endpoint asks for ever more steps"),
-        ))
+        })
     }
-
-    /// Takes one step. What fails on the way to the token endpoint is the outer error.
-    async fn token_by(
-        &mut self,
-        step: Result<TokenStep, KmsError>,
-    ) -> Result<Result<Token, KmsError>, Failure> {
-        let signed = match step {
-            Err(why) => return Ok(Err(why)),
-            Ok(TokenStep::Call(call)) => Ok(Signed::Call(call)),
-            Ok(TokenStep::Sign(sign)) => match self.rt.offload(sign).await {
-                Ok(signed) => signed,
-                Err(_) => Err(self.no_token("nothing could be signed")),
-            },
-        };
-        let TokenCall { endpoint, request } = match signed {
-            Err(why) => return Ok(Err(why)),
-            Ok(Signed::Token(token)) => return Ok(Ok(token)),
-            Ok(Signed::Call(call)) => *call,
-        };
-        let probed = self.exchange(&endpoint, request).await;
-        // Whatever is wrong on that way, it is the token that does not come.
-        let probed = probed.map_err(|(_, diagnosis)| (Check::Credential, diagnosis))?;
-        Ok(self.kms.read_token(&probed.answer(), self.rt.wall_now()))
-    }
-
-    fn no_token(&self, why: &'static str) -> KmsError {
-        KmsError::unreachable(self.kms.kind(), KmsOperation::Token, Retry::No, why)
-    }
-}
-
-fn host_of(endpoint: &Endpoint) -> String {
-    format!("{}:{}", endpoint.host, endpoint.port)
 }

@@ -173,7 +173,7 @@ fn rotate(
              old one encrypted, then commit."
         }
         RotationStatus::Archived | RotationStatus::Current => {
-            "Its keys are not handed out any more. It is kept, for data that was overlooked."
+            "Its keys are not handed out any more. It is kept, for data that was overlooked: see docs/recovery.md."
         }
     };
     Ok(format!("secret {id} ({place}) is {status} now. {next}\n"))

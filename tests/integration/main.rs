@@ -25,6 +25,7 @@ mod metrics;
 mod operations;
 mod process;
 mod providers;
+mod recover;
 mod requests;
 mod sdk;
 mod secrets;

@@ -122,7 +122,7 @@ fn list(config: &Path) -> Vec<Value> {
 }
 
 /// A file of secrets made by hand, as docs/recovery.md describes it.
-fn file_of(lines: &[Value]) -> String {
+pub(crate) fn file_of(lines: &[Value]) -> String {
     let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
     let head = json!({
         "format": "tsp-tenant-secrets", "version": 1, "secrets": lines.lines().count(),
@@ -136,7 +136,14 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// A line of it: a secret that is known here, wrapped by the local KMS of `config`.
-fn line(number: u64, tenant: &str, path: &str, status: &str, secret: &str, config: u8) -> Value {
+pub(crate) fn line(
+    number: u64,
+    tenant: &str,
+    path: &str,
+    status: &str,
+    secret: &str,
+    config: u8,
+) -> Value {
     let secret = Dek::from_slice(&base64(secret)).expect("32 bytes");
     let kms = LocalKms::new(&Secret::new([config; 32]));
     let blob = kms.wrap(tenant, &secret, [7; 12]);
@@ -226,6 +233,7 @@ fn kills(io: Io) {
     let folder = TempDir::new().expect("a temporary folder can be made");
     let config = folder.path().join("tenants.toml");
     fs::write(&config, config::two_local_tenants()).expect("it can be written");
+    let mut torn = 0;
     // Path, and the number and key that a client was given for it.
     let told = Arc::new(Mutex::new(BTreeMap::<String, (u64, String)>::new()));
     for round in 0..rounds {
@@ -262,6 +270,7 @@ fn kills(io: Io) {
             client.join().expect("a client sees the end");
         }
         drop(proxy);
+        torn += usize::from(config.with_extension("secrets.jsonl.new").exists());
         let ids: BTreeMap<_, _> = list(&config)
             .iter()
             .map(|secret| (text(secret, "path").to_owned(), secret["id"].as_u64()))
@@ -283,7 +292,7 @@ fn kills(io: Io) {
         assert_eq!(&one_key(&answer, path, "x"), key);
     }
     eprintln!(
-        "{rounds} proxies killed: {} secrets told of, all there",
+        "{rounds} proxies killed, {torn} in the middle of a write: {} secrets told of, all there",
         told.len()
     );
 }
