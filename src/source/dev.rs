@@ -333,7 +333,7 @@ mod tests {
         );
 
         let loaded = load(&path);
-        assert_eq!(loaded.tenants.len(), 4);
+        assert_eq!(loaded.tenants.len(), TENANTS.len());
         let Polled::New(fresh) = DevSource::new().unwrap().poll() else {
             panic!("no tenants")
         };
