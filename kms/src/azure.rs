@@ -1,9 +1,9 @@
-//! Azure Key Vault and Managed HSM: `wrapKey` and `unwrapKey` with an RSA key (Azure Key Vault REST API), with a token
-//! from Microsoft Entra ID.
+//! Azure Key Vault and Managed HSM: `wrapKey` and `unwrapKey` with an RSA or an AES key (Azure Key Vault REST API), with
+//! a token from Microsoft Entra ID.
 //!
-//! Only `RSA-OAEP-256` is asked for, of vaults and of managed HSMs alike: every RSA key does it, in every cloud. An AES
-//! key (`oct-HSM`) would need another algorithm, and neither the key's name nor the vault's tells which kind a key is;
-//! Azure refuses the wrap, and its sentence names the key's type.
+//! Unless the configuration names another algorithm, `RSA-OAEP-256` is asked for, of vaults and of managed HSMs alike:
+//! every RSA key does it, in every cloud. An AES key (`oct-HSM`) needs one of its own, by its size, and neither the key's
+//! name nor the vault's tells which kind a key is; where they do not fit, Azure refuses the wrap, and says so.
 //!
 //! A wrap leaves the version of the key to the vault, and remembers in the blob which one it took; an unwrap asks for
 //! exactly that, so that a rotated key still opens what its older versions closed.
@@ -38,13 +38,54 @@ pub struct AzureKms {
     /// The vault's own name in the world, which its keys' ids begin with, whatever the endpoint is called.
     vault_host: String,
     key_name: String,
+    algorithm: Algorithm,
     entra: Arc<Entra>,
+}
+
+/// How a key wraps, as Azure calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Algorithm {
+    /// RSA-OAEP with SHA-256, by keys of type `RSA` and `RSA-HSM`.
+    RsaOaep256,
+    /// AES key wrap (RFC 3394), by keys of type `oct-HSM` that have 256 bits.
+    A256Kw,
+    /// The same with 192 bits.
+    A192Kw,
+    /// The same with 128 bits.
+    A128Kw,
+}
+
+impl Algorithm {
+    const ALL: [Self; 4] = [Self::RsaOaep256, Self::A256Kw, Self::A192Kw, Self::A128Kw];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::RsaOaep256 => "RSA-OAEP-256",
+            Self::A256Kw => "A256KW",
+            Self::A192Kw => "A192KW",
+            Self::A128Kw => "A128KW",
+        }
+    }
+
+    const fn is_rsa(self) -> bool {
+        matches!(self, Self::RsaOaep256)
+    }
+
+    /// Whether a wrapped DEK can have so many bytes: the modulus of an RSA key of 2048, 3072 or 4096 bits, which are those
+    /// that Key Vault has; AES key wrap adds 8 bytes to the DEK.
+    fn wraps_to(self, bytes: usize) -> bool {
+        if self.is_rsa() {
+            [256, 384, 512].contains(&bytes)
+        } else {
+            bytes == Dek::LEN + 8
+        }
+    }
 }
 
 /// What is kept of a wrap. The published form of such EDEKs.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Blob {
-    /// The ciphertext, as long as the key's modulus: 256 bytes for RSA-2048.
+    /// The ciphertext: 256 bytes of RSA-2048, 40 bytes of AES key wrap.
     #[prost(bytes = "vec", tag = "1")]
     wrapped: Vec<u8>,
     /// The version of the key: 32 hexadecimal digits. Empty: whatever is current.
@@ -53,16 +94,12 @@ struct Blob {
 }
 
 impl Blob {
-    /// Sizes of RSA ciphertexts, in bytes: Key Vault has keys of 2048, 3072 and 4096 bits.
-    const WRAPPED_BYTES: [usize; 3] = [256, 384, 512];
-
-    /// Reads a blob of our own, or an older one that is nothing but the ciphertext.
-    fn read(blob: &[u8]) -> Option<Self> {
+    /// Reads a blob of our own, or an older one that is nothing but the ciphertext of an RSA key.
+    fn read(blob: &[u8], algorithm: Algorithm) -> Option<Self> {
         // Random bytes can be a message by accident, but not one that holds a ciphertext of their own length.
-        let is_sound = |wrapped: &[u8]| Self::WRAPPED_BYTES.contains(&wrapped.len());
         match Self::decode(blob) {
-            Ok(message) if is_sound(&message.wrapped) => Some(message),
-            _ if is_sound(blob) => Some(Self {
+            Ok(message) if algorithm.wraps_to(message.wrapped.len()) => Some(message),
+            _ if algorithm.is_rsa() && algorithm.wraps_to(blob.len()) => Some(Self {
                 wrapped: blob.to_vec(),
                 version: String::new(),
             }),
@@ -80,9 +117,6 @@ fn is_version(text: &str) -> bool {
 impl AzureKms {
     /// A version of the API that every cloud serves.
     const API_VERSION: &str = "7.4";
-
-    /// The algorithm.
-    const ALGORITHM_JSON: &str = "\"RSA-OAEP-256\"";
 
     /// An empty version means the current one; Microsoft's own clients leave it empty in the same way.
     fn request(
@@ -104,6 +138,8 @@ impl AzureKms {
             KmsOperation::Wrap => "wrapkey",
             KmsOperation::Unwrap | KmsOperation::Token => "unwrapkey",
         };
+        // None of the names needs escaping.
+        let algorithm = format!("\"{}\"", self.algorithm.as_str());
         Ok(HttpRequest {
             path: format!(
                 "/keys/{}/{version}/{verb}?api-version={}",
@@ -112,7 +148,7 @@ impl AzureKms {
             ),
             headers,
             body: object(&[
-                ("alg", Member::Json(Self::ALGORITHM_JSON)),
+                ("alg", Member::Json(&algorithm)),
                 ("value", Member::Base64Url(input)),
             ]),
         })
@@ -146,15 +182,14 @@ impl RemoteKms for AzureKms {
         _now: SystemTime,
     ) -> Result<HttpRequest, KmsError> {
         let operation = KmsOperation::Unwrap;
-        let Some(Blob { wrapped, version }) = Blob::read(blob) else {
-            return Err(KmsError::new(
-                KmsErrorKind::UnwrapFailed,
-                KIND,
-                operation,
-                Clean::ours(
-                    "the blob is not one of Azure Key Vault: those hold 256, 384 or 512 bytes of RSA",
-                ),
-            ));
+        let Some(Blob { wrapped, version }) = Blob::read(blob, self.algorithm) else {
+            let why = if self.algorithm.is_rsa() {
+                "the blob is not one of an RSA key at Azure Key Vault: those hold 256, 384 or 512 bytes of RSA"
+            } else {
+                "the blob is not one of an AES key in an Azure managed HSM: those hold 40 bytes of AES key wrap"
+            };
+            let (kind, why) = (KmsErrorKind::UnwrapFailed, Clean::ours(why));
+            return Err(KmsError::new(kind, KIND, operation, why));
         };
         self.request(operation, &version, &wrapped, token)
     }

@@ -139,6 +139,7 @@ impl Parts {
                 tenant_guid,
                 vault_base_url,
                 key_name,
+                algorithm,
                 authority,
             } => self.texts(
                 "AZURE",
@@ -153,6 +154,7 @@ impl Parts {
                     Some(tenant_guid),
                     Some(vault_base_url),
                     Some(key_name),
+                    algorithm.as_deref(),
                     authority.as_deref(),
                 ],
             ),

@@ -189,7 +189,7 @@ impl Roots {
             Ok(Self::Pem(pem.into()))
         } else {
             Err(ConfigError::new(
-                "ca_pem",
+                "ca_file",
                 "one or more certificates in PEM, at most 256 KiB",
             ))
         }

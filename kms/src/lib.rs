@@ -111,6 +111,7 @@ impl Kms {
                 tenant_guid,
                 vault_base_url,
                 key_name,
+                algorithm,
                 authority,
             } => {
                 let key = AzureKey {
@@ -120,6 +121,7 @@ impl Kms {
                     tenant_guid,
                     vault_base_url,
                     key_name,
+                    algorithm: algorithm.as_deref(),
                     authority: authority.as_deref(),
                 };
                 Ok(Self::Remote(Box::new(AzureKms::from_doc(doc, &key)?)))

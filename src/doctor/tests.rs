@@ -51,6 +51,7 @@ fn azure() -> KmsConfigDoc {
         tenant_guid: "66666666-7777-8888-9999-000000000000".to_owned(),
         vault_base_url: "https://acme.vault.azure.net".to_owned(),
         key_name: "documents".to_owned(),
+        algorithm: None,
         authority: None,
     };
     config(2, key)

@@ -105,6 +105,11 @@ on_both! {
         serves(io, Provider::Azure, &other_ways());
     }
 
+    fn azure_with_an_aes_key_in_an_hsm(io) {
+        let shape = SampleShape { azure_aes: true, ..SampleShape::default() };
+        serves(io, Provider::Azure, &shape);
+    }
+
     fn thales(io) {
         serves(io, Provider::Thales, &SampleShape::default());
     }

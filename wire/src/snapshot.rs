@@ -99,6 +99,8 @@ pub enum KmsKeyDoc {
         key_name: String,
         /// URL that replaces the cloud's public token authority.
         authority: Option<String>,
+        /// How the key wraps, in Azure's words; `RSA-OAEP-256` if absent.
+        algorithm: Option<String>,
     },
     /// Thales CipherTrust Manager.
     Thales {
@@ -230,6 +232,7 @@ mod tests {
             key_name: "documents".to_owned(),
             authority: None,
         };
+            algorithm: None,
         let thales = KmsKeyDoc::Thales {
             username: "tsp".to_owned(),
             password: canary("password"),

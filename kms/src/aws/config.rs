@@ -41,13 +41,13 @@ impl AwsKms {
         let unwrap_names_key = check_key_id(key.key_id, partition)?;
         if !is_access_key_id(key.access_key_id) {
             return Err(ConfigError::new(
-                "access_key_id",
+                "accessKeyId",
                 "an AWS access key id, such as AKIA followed by 16 letters and digits",
             ));
         }
         if !visible(key.secret_access_key.expose(), SECRET_ACCESS_KEY_BYTES_MAX) {
             return Err(ConfigError::new(
-                "secret_access_key",
+                "secretAccessKey",
                 "an AWS secret access key: 40 visible characters without blanks",
             ));
         }
@@ -56,7 +56,7 @@ impl AwsKms {
             .is_some_and(|t| !visible(t.expose(), SESSION_TOKEN_BYTES_MAX))
         {
             return Err(ConfigError::new(
-                "session_token",
+                "sessionToken",
                 "absent, or the session token that goes with temporary credentials, in one line without blanks",
             ));
         }
@@ -78,7 +78,7 @@ impl AwsKms {
             Some(role) => {
                 let members = check_role(role, partition)?;
                 let endpoint = match key.sts_endpoint {
-                    Some(url) => Endpoint::from_url("sts_endpoint", url, doc)?,
+                    Some(url) => Endpoint::from_url("stsEndpoint", url, doc)?,
                     None => {
                         let host = format!("sts.{}.{}", key.region, partition.suffix);
                         Endpoint::at(&host, Roots::from_doc(doc)?)
@@ -132,7 +132,7 @@ fn check_role<'a>(
 
     if !is_role_arn(&role.role_arn, partition) || !ROLE_ARN_BYTES.contains(&role.role_arn.len()) {
         return Err(ConfigError::new(
-            "role_arn",
+            "roleArn",
             format!(
                 "the ARN of a role in the partition of the configured region: \
                  arn:{}:iam::ACCOUNT:role/NAME",
@@ -143,20 +143,20 @@ fn check_role<'a>(
     let external_id = role.external_id.as_ref().map(|id| id.expose().as_str());
     if external_id.is_some_and(|id| !spelt_of(id, &EXTERNAL_ID_BYTES, b":/")) {
         return Err(ConfigError::new(
-            "external_id",
+            "externalId",
             "2 to 1224 letters, digits, or characters of _+=,.@:/-",
         ));
     }
     let session_name = role.session_name.as_deref().unwrap_or(SESSION_NAME);
     if !spelt_of(session_name, &SESSION_NAME_BYTES, b"") {
         return Err(ConfigError::new(
-            "session_name",
+            "sessionName",
             "2 to 64 letters, digits, or characters of _+=,.@-",
         ));
     }
     if role.duration_s.is_some_and(|s| !DURATION_S.contains(&s)) {
         return Err(ConfigError::new(
-            "duration_s",
+            "durationS",
             "900 to 43200 seconds, and no more than the role allows",
         ));
     }
@@ -258,7 +258,7 @@ fn is_region(region: &str) -> bool {
 fn check_key_id(key_id: &str, partition: &Partition) -> Result<bool, ConfigError> {
     let wrong = || {
         ConfigError::new(
-            "key_id",
+            "keyID",
             "a key id, `alias/` and a name, or the ARN of either \
              (arn:PARTITION:kms:REGION:ACCOUNT:key/ID or …:alias/NAME)",
         )
@@ -278,7 +278,7 @@ fn check_key_id(key_id: &str, partition: &Partition) -> Result<bool, ConfigError
     }
     if arn_partition != partition.name || Partition::of_region(region) != partition {
         return Err(ConfigError::new(
-            "key_id",
+            "keyID",
             format!(
                 "a key in the partition of the configured region: arn:{}:kms:…",
                 partition.name

@@ -446,7 +446,7 @@ fn roots_are_public_unless_the_configuration_brings_its_own() {
     assert_eq!(aws(&doc).endpoint().roots, Roots::Pem(pem.into()));
     for wrong in ["", "MIIB", "-----BEGIN PRIVATE KEY-----", &pem.repeat(6000)] {
         doc.ca_pem = Some(wrong.to_owned());
-        assert_eq!(refused_member(&doc), "ca_pem");
+        assert_eq!(refused_member(&doc), "ca_file");
     }
 }
 
@@ -501,7 +501,7 @@ fn a_wrong_key_id_is_refused() {
     for key_id in wrong {
         assert_eq!(
             refused_member(&doc("eu-west-1", key_id)),
-            "key_id",
+            "keyID",
             "{key_id:?}"
         );
     }
@@ -536,17 +536,17 @@ fn wrong_credentials_are_refused_and_not_repeated() {
     };
     let not_visible = [" ", "\t", "\r\n", "ü", "\u{0}", "\u{7f}"];
     for wrong in not_visible.map(|wrong| format!("{canary}{wrong}")) {
-        assert_eq!(refused(&wrong, "s", None), "access_key_id");
-        assert_eq!(refused("A", &wrong, None), "secret_access_key");
-        assert_eq!(refused("A", "s", Some(&wrong)), "session_token");
+        assert_eq!(refused(&wrong, "s", None), "accessKeyId");
+        assert_eq!(refused("A", &wrong, None), "secretAccessKey");
+        assert_eq!(refused("A", "s", Some(&wrong)), "sessionToken");
     }
     let long = canary.repeat(1000);
     for wrong in ["", "A/B", "A=B", long.as_str()] {
-        assert_eq!(refused(wrong, "s", None), "access_key_id");
+        assert_eq!(refused(wrong, "s", None), "accessKeyId");
     }
     for wrong in ["", long.as_str()] {
-        assert_eq!(refused("A", wrong, None), "secret_access_key");
-        assert_eq!(refused("A", "s", Some(wrong)), "session_token");
+        assert_eq!(refused("A", wrong, None), "secretAccessKey");
+        assert_eq!(refused("A", "s", Some(wrong)), "sessionToken");
     }
 }
 

@@ -46,10 +46,12 @@ impl AzureKms {
         let wrapped = BASE64URL
             .decode(value)
             .map_err(|_| unusable("its value is not base64url without padding"))?;
-        if !Blob::WRAPPED_BYTES.contains(&wrapped.len()) {
-            return Err(unusable(
-                "its value does not have the 256, 384 or 512 bytes of an RSA key",
-            ));
+        if !self.algorithm.wraps_to(wrapped.len()) {
+            return Err(unusable(if self.algorithm.is_rsa() {
+                "its value does not have the 256, 384 or 512 bytes of an RSA key"
+            } else {
+                "its value does not have the 40 bytes of a key under AES key wrap"
+            }));
         }
         let kid = text(kid).ok_or_else(|| unusable("its answer names no key"))?;
         let version = self.version(&kid).map_err(unusable)?.to_owned();

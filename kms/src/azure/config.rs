@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tsp_wire::{Secret, snapshot::KmsConfigDoc};
 
 use super::{
-    AzureKms,
+    Algorithm, AzureKms,
     entra::{Certificate, Entra, Proof},
 };
 use crate::{ConfigError, Endpoint, config::visible, http::Roots, text::is_uuid};
@@ -25,6 +25,7 @@ pub(crate) struct AzureKey<'a> {
     pub(crate) tenant_guid: &'a str,
     pub(crate) vault_base_url: &'a str,
     pub(crate) key_name: &'a str,
+    pub(crate) algorithm: Option<&'a str>,
     pub(crate) authority: Option<&'a str>,
 }
 
@@ -33,13 +34,13 @@ impl AzureKms {
     pub(crate) fn from_doc(doc: &KmsConfigDoc, key: &AzureKey<'_>) -> Result<Self, ConfigError> {
         if !is_uuid(key.client_id) {
             return Err(ConfigError::new(
-                "client_id",
+                "clientId",
                 "the application's (client) id: a GUID",
             ));
         }
         if !is_uuid(key.tenant_guid) {
             return Err(ConfigError::new(
-                "tenant_guid",
+                "tenantGuid",
                 "the directory's (tenant) id: a GUID, not a domain name",
             ));
         }
@@ -51,10 +52,11 @@ impl AzureKms {
                 .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         if !key_name_sound {
             return Err(ConfigError::new(
-                "key_name",
+                "keyName",
                 "the name of a key: 1 to 127 letters, digits and hyphens, without a version",
             ));
         }
+        let algorithm = algorithm(key.algorithm)?;
         let vault_host = vault_host(key.vault_base_url)?;
         let service = match Service::of_vault(&vault_host) {
             Some(service) => service,
@@ -62,7 +64,7 @@ impl AzureKms {
             None if doc.endpoint.is_some() => Service::FALLBACK,
             None => {
                 return Err(ConfigError::new(
-                    "vault_base_url",
+                    "vaultBaseUrl",
                     "https://NAME.vault.azure.net or https://NAME.managedhsm.azure.net, or their like in the clouds of \
                      the US Government and of China, unless there is an `endpoint`",
                 ));
@@ -79,6 +81,7 @@ impl AzureKms {
             endpoint,
             vault_host,
             key_name: key.key_name.to_owned(),
+            algorithm,
             entra: Arc::new(Entra::new(
                 authority,
                 key.tenant_guid,
@@ -90,6 +93,18 @@ impl AzureKms {
     }
 }
 
+fn algorithm(name: Option<&str>) -> Result<Algorithm, ConfigError> {
+    let Some(name) = name else {
+        return Ok(Algorithm::RsaOaep256);
+    };
+    let mut all = Algorithm::ALL.into_iter();
+    all.find(|algorithm| algorithm.as_str() == name)
+        .ok_or_else(|| {
+            let names = Algorithm::ALL.map(Algorithm::as_str).join(", ");
+            ConfigError::new("algorithm", format!("absent, or one of {names}"))
+        })
+}
+
 fn proof(key: &AzureKey<'_>) -> Result<Proof, ConfigError> {
     match (key.client_secret, key.client_certificate) {
         (Some(secret), None) => {
@@ -97,21 +112,21 @@ fn proof(key: &AzureKey<'_>) -> Result<Proof, ConfigError> {
                 Ok(Proof::Secret(Secret::new(secret.expose().clone())))
             } else {
                 Err(ConfigError::new(
-                    "client_secret",
+                    "clientSecret",
                     "the value of a client secret, not its id: visible characters without blanks",
                 ))
             }
         }
         (None, Some(pem)) => Certificate::from_pem(pem.expose())
             .map(|certificate| Proof::Certificate(Arc::new(certificate)))
-            .map_err(|expected| ConfigError::new("client_certificate", expected)),
+            .map_err(|expected| ConfigError::new("clientCertificate", expected)),
         (Some(_), Some(_)) => Err(ConfigError::new(
-            "client_certificate",
-            "absent where there is a `client_secret`",
+            "clientCertificate",
+            "absent where there is a `clientSecret`",
         )),
         (None, None) => Err(ConfigError::new(
-            "client_secret",
-            "there, unless there is a `client_certificate`",
+            "clientSecret",
+            "there, unless there is a `clientCertificate`",
         )),
     }
 }
@@ -126,7 +141,7 @@ fn vault_host(url: &str) -> Result<String, ConfigError> {
             ..
         }) => Ok(host),
         _ => Err(ConfigError::new(
-            "vault_base_url",
+            "vaultBaseUrl",
             "https and a host, without port, user, path or query",
         )),
     }

@@ -20,6 +20,9 @@ const CERTIFICATE: &str = include_str!("../../tests/data/azure-TEST-ONLY-client-
 const CLIENT_KEY: &str = include_str!("../../tests/data/azure-TEST-ONLY-client-key.pem");
 const VAULT_KEY: &str = include_str!("../../tests/data/azure-TEST-ONLY-vault-rsa-key.pem");
 
+/// Sizes of what RSA keys wrap to.
+const RSA_BYTES: [usize; 3] = [256, 384, 512];
+
 /// A configuration for Azure; what is changed is changed in place.
 struct Config {
     client_id: String,
@@ -28,6 +31,7 @@ struct Config {
     tenant_guid: String,
     vault_base_url: String,
     key_name: String,
+    algorithm: Option<String>,
     authority: Option<String>,
     endpoint: Option<String>,
     allow_insecure: bool,
@@ -42,6 +46,7 @@ impl Default for Config {
             tenant_guid: TENANT.to_owned(),
             vault_base_url: "https://tsp-test.vault.azure.net".to_owned(),
             key_name: "tenant-1".to_owned(),
+            algorithm: None,
             authority: None,
             endpoint: None,
             allow_insecure: false,
@@ -74,6 +79,7 @@ impl Config {
                 tenant_guid: self.tenant_guid,
                 vault_base_url: self.vault_base_url,
                 key_name: self.key_name,
+                algorithm: self.algorithm,
                 authority: self.authority,
             },
             endpoint: self.endpoint,
@@ -529,7 +535,7 @@ fn only_vaults_of_azure_get_the_token() {
                 config.allow_insecure = allow_insecure;
             })
             .build();
-            assert_eq!(built.unwrap_err().member(), "vault_base_url", "{url}");
+            assert_eq!(built.unwrap_err().member(), "vaultBaseUrl", "{url}");
         }
     }
 }
@@ -559,41 +565,41 @@ fn an_endpoint_of_ones_own_takes_the_vaults_place() {
 fn what_cannot_be_right_is_named() {
     let pair = || format!("{CERTIFICATE}{CLIENT_KEY}");
     let wrong: Vec<(&str, Config)> = vec![
+        ("clientId", Config::with(|c| c.client_id = "app".to_owned())),
         (
-            "client_id",
-            Config::with(|c| c.client_id = "app".to_owned()),
-        ),
-        (
-            "tenant_guid",
+            "tenantGuid",
             Config::with(|c| c.tenant_guid = "contoso.onmicrosoft.com".to_owned()),
         ),
-        ("key_name", Config::with(|c| c.key_name = String::new())),
+        ("keyName", Config::with(|c| c.key_name = String::new())),
         (
-            "key_name",
+            "keyName",
             Config::with(|c| c.key_name = format!("tenant-1/{VERSION}")),
         ),
-        ("key_name", Config::with(|c| c.key_name = "k".repeat(128))),
-        ("client_secret", Config::with(|c| c.client_secret = None)),
+        ("keyName", Config::with(|c| c.key_name = "k".repeat(128))),
+        ("clientSecret", Config::with(|c| c.client_secret = None)),
         (
-            "client_secret",
+            "clientSecret",
             Config::with(|c| c.client_secret = Some("secret\n".to_owned())),
         ),
         (
-            "client_certificate",
+            "clientCertificate",
             Config::with(|c| c.client_certificate = Some(pair())),
         ),
         (
-            "client_certificate",
+            "clientCertificate",
             Config::with_certificate(CERTIFICATE.to_owned()),
         ),
         (
-            "client_certificate",
+            "clientCertificate",
             Config::with_certificate(CLIENT_KEY.to_owned()),
         ),
         (
-            "client_certificate",
+            "clientCertificate",
             Config::with_certificate(format!("{CERTIFICATE}{VAULT_KEY}")),
         ),
+        ("algorithm", with_algorithm("RSA-OAEP")),
+        ("algorithm", with_algorithm("a256kw")),
+        ("algorithm", with_algorithm("")),
         (
             "authority",
             Config::with(|c| c.authority = Some("http://login.example".to_owned())),
@@ -768,19 +774,20 @@ proptest! {
     #[test]
     fn no_edek_looks_like_a_header_of_alloy(
         first in any::<[u8; 16]>(),
-        size in prop::sample::select(Blob::WRAPPED_BYTES.to_vec()),
+        size in prop::sample::select([&RSA_BYTES[..], &[40]].concat()),
         version in "[0-9a-f]{32}",
         id in 1..i32::MAX,
     ) {
         let mut ciphertext = vec![0; size];
         ciphertext[..16].copy_from_slice(&first);
-        let kms = azure();
+        let algorithm = if size == 40 { Algorithm::A256Kw } else { Algorithm::RsaOaep256 };
+        let kms = with_algorithm(algorithm.as_str()).build().unwrap();
         let body = json!({"kid": kid(&version), "value": BASE64URL.encode(&ciphertext)});
         let blob = wrapped(&*kms, &body).unwrap();
         let id = KmsConfigId::new(id.into()).unwrap();
         prop_assert!(!looks_like_alloy_header(&encode_unleased(id, &blob)));
         // And it comes back as it was.
-        let read = Blob::read(&blob).unwrap();
+        let read = Blob::read(&blob, algorithm).unwrap();
         prop_assert_eq!(read, Blob { wrapped: ciphertext, version });
     }
 
@@ -817,12 +824,68 @@ proptest! {
 
     #[test]
     fn the_size_of_a_ciphertext_tells_an_older_blob_from_a_message(
-        size in prop::sample::select(Blob::WRAPPED_BYTES.to_vec()),
+        size in prop::sample::select(RSA_BYTES.to_vec()),
         seed in prop::collection::vec(any::<u8>(), 512),
     ) {
         // No older blob of 256 bytes holds one of 256 and more inside.
         let bare = &seed[..size];
-        let read = Blob::read(bare).unwrap();
+        let read = Blob::read(bare, Algorithm::RsaOaep256).unwrap();
         prop_assert!(read.wrapped == bare || size > 256);
+    }
+}
+
+fn with_algorithm(name: &str) -> Config {
+    Config::with(|config| config.algorithm = Some(name.to_owned()))
+}
+
+#[test]
+fn a_key_of_a_managed_hsm_wraps_by_the_algorithm_of_its_size() {
+    let kid = format!("https://tsp-test.vault.azure.net/keys/tenant-1/{VERSION}");
+    let answer = |bytes| json!({"kid": kid, "value": BASE64URL.encode(vec![7; bytes])});
+    for name in ["A256KW", "A192KW", "A128KW"] {
+        let kms = with_algorithm(name).build().unwrap();
+        let token = token(&*kms);
+        let body: Value = serde_json::from_slice(&wrap(&*kms).body).unwrap();
+        assert_eq!(body["alg"], name);
+        // The DEK, and eight bytes by which AES key wrap tells that nothing was changed.
+        let blob = wrapped(&*kms, &answer(40)).unwrap();
+        let mut session = Session::default();
+        let request = kms
+            .unwrap_request(&blob, Some(&token), &mut session, now())
+            .unwrap();
+        assert!(
+            request
+                .path
+                .starts_with(&format!("/keys/tenant-1/{VERSION}/unwrapkey?"))
+        );
+        let body: Value = serde_json::from_slice(&request.body).unwrap();
+        assert_eq!(body["alg"], name);
+        assert_eq!(body["value"], BASE64URL.encode([7; 40]));
+        for bytes in [0, 32, 39, 41, 256] {
+            let error = wrapped(&*kms, &answer(bytes)).unwrap_err();
+            assert_eq!(error.kind(), KmsErrorKind::WrapFailed, "{bytes}");
+        }
+    }
+}
+
+#[test]
+fn a_blob_of_another_kind_of_key_is_told_before_azure_is_asked() {
+    let kid = format!("https://tsp-test.vault.azure.net/keys/tenant-1/{VERSION}");
+    let answer = |bytes| json!({"kid": kid, "value": BASE64URL.encode(vec![7; bytes])});
+    let (rsa, aes) = (azure(), with_algorithm("A256KW").build().unwrap());
+    let of_rsa = wrapped(&*rsa, &answer(256)).unwrap();
+    let of_aes = wrapped(&*aes, &answer(40)).unwrap();
+    for (kms, blobs) in [
+        (&rsa, [of_aes, vec![7; 40]]),
+        // Older blobs that are nothing but the ciphertext are of RSA keys.
+        (&aes, [of_rsa, vec![7; 40]]),
+    ] {
+        for blob in blobs {
+            let token = token(&**kms);
+            let asked = kms.unwrap_request(&blob, Some(&token), &mut Session::default(), now());
+            let error = asked.unwrap_err();
+            assert_eq!(error.kind(), KmsErrorKind::UnwrapFailed);
+            assert!(error.sentence().starts_with("the blob is not one of an"));
+        }
     }
 }

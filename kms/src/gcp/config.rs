@@ -109,12 +109,12 @@ fn token_endpoint(doc: &KmsConfigDoc, url: &str) -> Result<(Endpoint, String), C
             .all(|byte| byte.is_ascii_alphanumeric() || b"/-._~:@%".contains(&byte));
     if !sound {
         return Err(ConfigError::new(
-            "token_endpoint",
+            "tokenEndpoint",
             "a URL of the form https://HOST/PATH or https://HOST:PORT/PATH, without user or query",
         ));
     }
     Ok((
-        Endpoint::from_url("token_endpoint", origin, doc)?,
+        Endpoint::from_url("tokenEndpoint", origin, doc)?,
         path.to_owned(),
     ))
 }
@@ -134,14 +134,14 @@ impl KeyName {
             && !matches!(key.project_id, "." | "..");
         if !sound {
             return Err(ConfigError::new(
-                "project_id",
+                "projectId",
                 "the id of a Google Cloud project, such as acme-prod-1234",
             ));
         }
         for (member, id) in [
-            ("location_id", key.location_id),
-            ("key_ring_id", key.key_ring_id),
-            ("crypto_key_id", key.crypto_key_id),
+            ("locationId", key.location_id),
+            ("keyRingId", key.key_ring_id),
+            ("cryptoKeyId", key.crypto_key_id),
         ] {
             let sound = (1..=NAME_BYTES_MAX).contains(&id.len())
                 && id

@@ -346,10 +346,10 @@ fn a_wrong_key_name_is_refused() {
             with(doc(), |gcp| wrong.clone_into(change(gcp)))
         };
         let docs = [
-            ("project_id", spoil(|gcp| gcp.project_id)),
-            ("location_id", spoil(|gcp| gcp.location_id)),
-            ("key_ring_id", spoil(|gcp| gcp.key_ring_id)),
-            ("crypto_key_id", spoil(|gcp| gcp.crypto_key_id)),
+            ("projectId", spoil(|gcp| gcp.project_id)),
+            ("locationId", spoil(|gcp| gcp.location_id)),
+            ("keyRingId", spoil(|gcp| gcp.key_ring_id)),
+            ("cryptoKeyId", spoil(|gcp| gcp.crypto_key_id)),
         ];
         for (member, doc) in docs {
             assert_eq!(refused_member(&doc), member, "{wrong}");
@@ -374,7 +374,7 @@ fn a_wrong_token_endpoint_is_refused() {
         &format!("https://oauth2.internal/{}", "x".repeat(300)),
     ] {
         let doc = with(doc(), |gcp| *gcp.token_endpoint = Some(url.to_owned()));
-        assert_eq!(refused_member(&doc), "token_endpoint", "{url}");
+        assert_eq!(refused_member(&doc), "tokenEndpoint", "{url}");
     }
 }
 

@@ -45,7 +45,7 @@ impl ThalesKms {
         }
         if !is_line(key.auth_domain, NAME_BYTES_MAX) {
             return Err(ConfigError::new(
-                "auth_domain",
+                "authDomain",
                 "the domain that the user was created in, such as `root`",
             ));
         }
@@ -57,7 +57,7 @@ impl ThalesKms {
         }
         if key.key_id.is_empty() || !is_line(key.key_id, NAME_BYTES_MAX) {
             return Err(ConfigError::new(
-                "key_id",
+                "keyId",
                 "the name, the id or the URI of a key: at most 256 bytes in one line",
             ));
         }
@@ -95,27 +95,27 @@ impl KeyKind {
 fn endpoint(doc: &KmsConfigDoc, key: &ThalesKey<'_>) -> Result<Endpoint, ConfigError> {
     let (member, url) = match doc.endpoint.as_deref() {
         Some(url) => ("endpoint", url),
-        None => ("service_url", key.service_url),
+        None => ("serviceUrl", key.service_url),
     };
     let endpoint = Endpoint::from_url(member, url, doc)?;
     // Where the other one is not used, it must still be one.
-    Endpoint::from_url("service_url", key.service_url, doc)?;
+    Endpoint::from_url("serviceUrl", key.service_url, doc)?;
     let server_name = match key.server_name {
         None => None,
-        Some(_) if !endpoint.tls => return Err(only_with_tls("server_name")),
+        Some(_) if !endpoint.tls => return Err(only_with_tls("serverName")),
         Some(name) => Some(server_name(name).ok_or_else(|| {
             ConfigError::new(
-                "server_name",
+                "serverName",
                 "a DNS name or an IP address from the appliance's certificate",
             )
         })?),
     };
     let spki_pin = match key.spki_pin {
         None => None,
-        Some(_) if !endpoint.tls => return Err(only_with_tls("spki_pin")),
+        Some(_) if !endpoint.tls => return Err(only_with_tls("spkiPin")),
         Some(pin) => Some(spki_pin(pin).ok_or_else(|| {
             ConfigError::new(
-                "spki_pin",
+                "spkiPin",
                 "the SHA-256 hash of the public key in the appliance's certificate: 44 characters of base64",
             )
         })?),

@@ -626,47 +626,47 @@ fn what_cannot_be_right_is_named() {
         ("password", Config::with(|c| c.password = String::new())),
         ("password", Config::with(|c| c.password = "p\n".to_owned())),
         ("password", Config::with(|c| c.password = "p".repeat(1025))),
-        ("auth_domain", Config::with(|c| c.auth_domain = long())),
+        ("authDomain", Config::with(|c| c.auth_domain = long())),
         (
             "connection",
             Config::with(|c| c.connection = "a\0".to_owned()),
         ),
-        ("key_id", Config::with(|c| c.key_id = String::new())),
-        ("key_id", Config::with(|c| c.key_id = long())),
+        ("keyId", Config::with(|c| c.key_id = String::new())),
+        ("keyId", Config::with(|c| c.key_id = long())),
         (
-            "service_url",
+            "serviceUrl",
             Config::with(|c| c.service_url = "http://cm.example".to_owned()),
         ),
         (
-            "service_url",
+            "serviceUrl",
             Config::with(|c| c.service_url = "https://cm.example/api".to_owned()),
         ),
         (
-            "service_url",
+            "serviceUrl",
             Config::with(|c| c.service_url = "https://u:p@cm.example".to_owned()),
         ),
         (
-            "service_url",
+            "serviceUrl",
             Config::with(|c| c.service_url = "cm.example".to_owned()),
         ),
         (
-            "server_name",
+            "serverName",
             Config::with(|c| c.server_name = Some("a b".to_owned())),
         ),
         (
-            "server_name",
+            "serverName",
             Config::with(|c| c.server_name = Some(String::new())),
         ),
         (
-            "spki_pin",
+            "spkiPin",
             Config::with(|c| c.spki_pin = Some("AAAA".to_owned())),
         ),
         (
-            "spki_pin",
+            "spkiPin",
             Config::with(|c| c.spki_pin = Some(PIN.replace('=', ""))),
         ),
         (
-            "spki_pin",
+            "spkiPin",
             Config::with(|c| {
                 c.spki_pin = Some(PIN.to_owned());
                 c.service_url = "http://cm.example".to_owned();
@@ -674,7 +674,7 @@ fn what_cannot_be_right_is_named() {
             }),
         ),
         (
-            "service_url",
+            "serviceUrl",
             Config::with(|c| {
                 c.endpoint = Some("https://cm.internal".to_owned());
                 c.service_url = "nonsense".to_owned();

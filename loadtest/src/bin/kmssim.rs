@@ -52,6 +52,9 @@ struct Arguments {
     /// Azure tenants of the sample have their keys in managed HSMs, and an AES key beside the RSA key.
     #[arg(long)]
     azure_hsm: bool,
+    /// Azure tenants of the sample use those AES keys.
+    #[arg(long)]
+    azure_aes: bool,
     /// Decides about the sample's keys, and about faults, latencies and nonces.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -135,6 +138,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
             gcp_token_endpoint: arguments.gcp_token_endpoint,
             azure_certificates: arguments.azure_certificates,
             azure_hsm: arguments.azure_hsm,
+            azure_aes: arguments.azure_aes,
         }),
     };
     let clients = sample.clients.clone();

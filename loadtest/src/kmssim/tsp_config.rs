@@ -155,6 +155,7 @@ impl TspConfig<'_> {
                 tenant_guid,
                 vault_base_url,
                 key_name,
+                algorithm,
             } => {
                 let mut credentials = vec![
                     ("clientId", client_id.as_str().into()),
@@ -170,7 +171,10 @@ impl TspConfig<'_> {
                     ("vaultBaseUrl", vault_base_url.as_str().into()),
                     ("keyName", key_name.as_str().into()),
                 ];
-                let beside = vec![("authority", self.url.into())];
+                let mut beside = vec![("authority", self.url.into())];
+                if let Some(name) = algorithm {
+                    beside.push(("algorithm", name.as_str().into()));
+                }
                 Key::new("AZURE", path, credentials, beside)
             }
             ClientKey::Thales {

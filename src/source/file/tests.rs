@@ -175,6 +175,7 @@ credentials = { client_email = { env = "ONE" }, private_key = { file = "three" }
 id = 3
 type = "AZURE"
 authority = "https://login.example.com"
+algorithm = "A256KW"
 key_path = { vaultBaseUrl = "https://acme.vault.azure.net", keyName = "k" }
 credentials = { clientId = { env = "ONE" }, clientSecret = { env = "TWO" }, tenantGuid = { env = "FOUR" } }
 [[kms]]
@@ -260,6 +261,7 @@ fn every_member_of_every_kind_arrives_where_it_belongs() {
         tenant_guid,
         vault_base_url,
         key_name,
+        algorithm,
         authority,
     } = azure_secret.key
     else {
@@ -269,6 +271,7 @@ fn every_member_of_every_kind_arrives_where_it_belongs() {
     assert_eq!(secret.expose(), "two");
     assert_eq!(vault_base_url, "https://acme.vault.azure.net");
     assert_eq!(key_name, "k");
+    assert_eq!(algorithm.unwrap(), "A256KW");
     assert_eq!(authority.unwrap(), "https://login.example.com");
     let KmsKeyDoc::Azure {
         client_secret: None,

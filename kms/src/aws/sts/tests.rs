@@ -212,7 +212,7 @@ fn each_partition_has_its_host_and_a_configured_one_goes_before() {
         });
         assert_eq!(
             Kms::from_doc(&doc).unwrap_err().member(),
-            "sts_endpoint",
+            "stsEndpoint",
             "plain http"
         );
         doc.allow_insecure = true;
@@ -495,19 +495,19 @@ fn a_wrong_role_is_refused() {
     ];
     for arn in arns {
         let error = refused(&|role| arn.clone_into(&mut role.role_arn)).unwrap_err();
-        assert_eq!(error, "role_arn", "{arn}");
+        assert_eq!(error, "roleArn", "{arn}");
     }
     for id in ["", "x", "CaNaRy id", "CaNaRy#", "ü", &"CaNaRy".repeat(300)] {
         let error = refused(&|role| role.external_id = Some(Secret::new(id.to_owned())));
-        assert_eq!(error.unwrap_err(), "external_id", "{id}");
+        assert_eq!(error.unwrap_err(), "externalId", "{id}");
     }
     for name in ["", "x", "a b", "a/b", "a:b", &"x".repeat(65)] {
         let error = refused(&|role| role.session_name = Some(name.to_owned()));
-        assert_eq!(error.unwrap_err(), "session_name", "{name}");
+        assert_eq!(error.unwrap_err(), "sessionName", "{name}");
     }
     for seconds in [0, 899, 43_201, u32::MAX] {
         let error = refused(&|role| role.duration_s = Some(seconds));
-        assert_eq!(error.unwrap_err(), "duration_s");
+        assert_eq!(error.unwrap_err(), "durationS");
     }
     for seconds in [900, 43_200] {
         refused(&|role| role.duration_s = Some(seconds)).unwrap();

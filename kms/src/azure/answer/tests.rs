@@ -7,7 +7,10 @@ use serde_json::json;
 use super::*;
 use crate::{
     Endpoint, RemoteKms as _, Retry, Roots,
-    azure::entra::{Entra, Proof},
+    azure::{
+        Algorithm,
+        entra::{Entra, Proof},
+    },
 };
 
 const TENANT: &str = "72f988bf-0000-4000-8000-2d7cd011db47";
@@ -22,6 +25,7 @@ fn azure() -> AzureKms {
         host: "acme.vault.azure.net".to_owned(),
         vault_host: "acme.vault.azure.net".to_owned(),
         key_name: "key".to_owned(),
+        algorithm: Algorithm::RsaOaep256,
         entra: Entra::new(authority, TENANT, OTHER, scope, proof).into(),
     }
 }

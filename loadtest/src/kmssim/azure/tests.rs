@@ -547,6 +547,31 @@ fn each_state_of_key_version_and_vault_has_its_error() {
 }
 
 #[test]
+fn an_aes_key_wraps_by_the_algorithm_of_its_size_alone() {
+    for (bytes, own, other) in [(16, "A128KW", "A256KW"), (32, "A256KW", "A128KW")] {
+        let mut world = vector_world();
+        let key = world.azure.keys.iter_mut().find(|key| key.vault == HSM);
+        key.unwrap().versions[0].material_hex = Some("5a".repeat(bytes));
+        let mut trial = Trial::of_world(&world);
+        let scope = [("scope", "https://managedhsm.azure.net/.default")];
+        let bearer = text(&trial.ask(&grant(&scope)), "access_token").to_owned();
+        let url = |operation: &str| {
+            format!("https://{HSM}/keys/tenant-1/{VERSION}/{operation}?api-version=7.4")
+        };
+        let dek = BASE64URL.encode([7; 32]);
+        let request = json!({ "alg": own, "value": dek });
+        let wrapped = trial.ask(&post_json(&url("wrapkey"), &bearer, &request));
+        assert_eq!(text(&wrapped, "value").len(), 54, "40 bytes");
+        let request = json!({ "alg": own, "value": wrapped["value"] });
+        let unwrapped = trial.ask(&post_json(&url("unwrapkey"), &bearer, &request));
+        assert_eq!(text(&unwrapped, "value"), dek);
+        let request = json!({ "alg": other, "value": dek });
+        let refused = trial.refused(&post_json(&url("wrapkey"), &bearer, &request));
+        assert_eq!((refused.0, refused.1.as_str()), (400, "BadParameter"));
+    }
+}
+
+#[test]
 fn an_algorithm_that_is_not_the_keys_is_refused() {
     let mut trial = trial();
     let bearer = token(&mut trial);

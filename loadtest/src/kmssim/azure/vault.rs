@@ -68,7 +68,8 @@ pub(in crate::kmssim) struct Key {
 #[derive(Debug)]
 enum Secret {
     Rsa(Rc<Rsa>),
-    Oct([u8; 32]),
+    /// 16 or 32 bytes; keys of 24 are not simulated.
+    Oct(Vec<u8>),
 }
 
 impl Key {
@@ -97,12 +98,13 @@ impl Key {
                 }
                 (AzureKeyKind::OctHsm, _) => match &version.material_hex {
                     Some(text) => {
-                        let mut material = [0; 32];
-                        hex::decode_to_slice(text, &mut material)
-                            .map_err(|_| wrong("material_hex is not 32 bytes"))?;
+                        let material = hex::decode(text).ok();
+                        let material = material
+                            .filter(|material| matches!(material.len(), 16 | 32))
+                            .ok_or_else(|| wrong("material_hex is not 16 or 32 bytes"))?;
                         Secret::Oct(material)
                     }
-                    None => Secret::Oct(oct_material(seed, doc, &version.id)),
+                    None => Secret::Oct(oct_material(seed, doc, &version.id).to_vec()),
                 },
             });
         }
@@ -120,7 +122,14 @@ impl Key {
             return false;
         }
         let secret = match self.doc.kind {
-            AzureKeyKind::OctHsm => Some(Secret::Oct(oct_material(&self.seed, &self.doc, &id))),
+            AzureKeyKind::OctHsm => {
+                let mut material = oct_material(&self.seed, &self.doc, &id).to_vec();
+                // A new version has the size of the key.
+                if let Some(Secret::Oct(last)) = self.secrets.last() {
+                    material.truncate(last.len());
+                }
+                Some(Secret::Oct(material))
+            }
             AzureKeyKind::Rsa | AzureKeyKind::RsaHsm => {
                 Rsa::generate().map(Rc::new).map(Secret::Rsa)
             }
@@ -593,12 +602,11 @@ fn unwrap(secret: &Secret, alg: &str, value: &[u8]) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// The simulated AES keys all have 256 bits.
-fn kek_for<'k>(kek: &'k [u8; 32], alg: &str) -> Result<&'k [u8], Error> {
-    if alg == "A256KW" {
-        Ok(kek)
-    } else {
-        Err(not_for_this_key(alg))
+/// The algorithm must be that of the key's size.
+fn kek_for<'k>(kek: &'k [u8], alg: &str) -> Result<&'k [u8], Error> {
+    match (alg, kek.len()) {
+        ("A256KW", 32) | ("A128KW", 16) => Ok(kek),
+        _ => Err(not_for_this_key(alg)),
     }
 }
 

@@ -52,6 +52,8 @@ pub struct SampleShape {
     /// Azure: keys in managed HSMs instead of vaults, and beside each tenant's RSA key an AES key, with `-aes` behind its
     /// name.
     pub azure_hsm: bool,
+    /// Azure: in managed HSMs, tenants use that AES key instead of the RSA key.
+    pub azure_aes: bool,
 }
 
 impl Default for SampleShape {
@@ -64,6 +66,7 @@ impl Default for SampleShape {
             gcp_token_endpoint: false,
             azure_certificates: false,
             azure_hsm: false,
+            azure_aes: false,
         }
     }
 }
@@ -151,6 +154,9 @@ pub enum ClientKey {
         vault_base_url: String,
         /// Name of the key.
         key_name: String,
+        /// How it wraps, if that is not by RSA-OAEP-256.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        algorithm: Option<String>,
     },
     /// Thales CipherTrust Manager.
     #[serde(rename = "THALES")]
@@ -347,7 +353,9 @@ impl Maker<'_> {
 
     fn azure(&mut self, number: usize) -> ClientKey {
         let name = format!("tenant-{number}");
-        let suffix = if self.shape.azure_hsm {
+        let (hsm, aes) = (self.shape.azure_hsm, self.shape.azure_aes);
+        let hsm = hsm || aes;
+        let suffix = if hsm {
             "managedhsm.azure.net"
         } else {
             "vault.azure.net"
@@ -395,9 +403,10 @@ impl Maker<'_> {
                 operations: super::wrap_unwrap(),
             });
         };
-        if self.shape.azure_hsm {
+        let aes_name = format!("{name}-aes");
+        if hsm {
             key(&name, AzureKeyKind::RsaHsm, pem);
-            key(&format!("{name}-aes"), AzureKeyKind::OctHsm, None);
+            key(&aes_name, AzureKeyKind::OctHsm, None);
         } else {
             key(&name, AzureKeyKind::Rsa, pem);
         }
@@ -408,7 +417,8 @@ impl Maker<'_> {
             client_certificate: self.shape.azure_certificates.then_some(certificate),
             tenant_guid: tenant,
             vault_base_url: format!("https://{host}"),
-            key_name: name,
+            key_name: if aes { aes_name } else { name },
+            algorithm: aes.then(|| "A256KW".to_owned()),
         }
     }
 

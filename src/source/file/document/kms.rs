@@ -50,7 +50,7 @@ const KINDS: [Kind; 5] = [
     Kind {
         name: "AZURE",
         remote: true,
-        own: &["authority"],
+        own: &["algorithm", "authority"],
         read: keys::azure,
     },
     Kind {

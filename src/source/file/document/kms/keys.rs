@@ -166,6 +166,7 @@ pub(super) fn gcp<'d>(form: &mut Form<'_>, table: &Table<'d>) -> Option<RawKey<'
 
 pub(super) fn azure<'d>(form: &mut Form<'_>, table: &Table<'d>) -> Option<RawKey<'d>> {
     let [vault_base_url, key_name] = form.key_path(table, ["vaultBaseUrl", "keyName"]);
+    let algorithm = form.optional(table, "algorithm", Form::string);
     let authority = form.optional(table, "authority", Form::string);
     let members = [
         "clientId",
@@ -202,6 +203,7 @@ pub(super) fn azure<'d>(form: &mut Form<'_>, table: &Table<'d>) -> Option<RawKey
             tenant_guid: tenant_guid?,
             vault_base_url: vault_base_url.to_owned(),
             key_name: key_name.to_owned(),
+            algorithm: algorithm.map(str::to_owned),
             authority: authority.map(str::to_owned),
         })
     }))
