@@ -126,6 +126,7 @@ fn patients(options: &DoctorOptions) -> (Vec<Patient>, Vec<Problem>) {
 fn chosen(loaded: Loaded, tenant: Option<&str>) -> (Vec<Patient>, Vec<Problem>) {
     let Loaded {
         kms,
+        unusable: _,
         tenants,
         left_out: mut problems,
     } = loaded;

@@ -23,7 +23,9 @@ use crate::{config::Problem, secrets::keeper::Store};
 pub struct Loaded {
     /// The KMS configs that can be used.
     pub kms: Vec<KmsConfigDoc>,
-    /// The tenants, also those whose KMS configs were left out.
+    /// The numbers of those that cannot, for what stands in [`left_out`](Self::left_out).
+    pub unusable: Vec<i64>,
+    /// The tenants, with all their assignments: also those to configs that cannot be used.
     pub tenants: Vec<TenantDoc>,
     /// What cannot be used and was left out, while the rest is served.
     pub left_out: Vec<Problem>,
@@ -36,6 +38,7 @@ impl Loaded {
     pub fn into_snapshot(self, version: SnapshotVersion) -> (Snapshot, Vec<Problem>) {
         let Self {
             kms,
+            unusable,
             tenants,
             mut left_out,
         } = self;
@@ -44,6 +47,7 @@ impl Loaded {
         let doc = SnapshotDoc {
             version,
             kms,
+            unusable,
             tenants,
             secrets: Vec::new(),
         };

@@ -3,7 +3,10 @@
 use std::fmt;
 
 use sha2::{Digest as _, Sha256};
-use tsp_wire::snapshot::{AssumeRoleDoc, GcpTokenKind, KmsConfigDoc, KmsKeyDoc};
+use tsp_wire::{
+    KmsConfigId,
+    snapshot::{AssumeRoleDoc, GcpTokenKind, KmsConfigDoc, KmsKeyDoc},
+};
 
 /// Names what a KMS config says: a hash over all of it, secrets included, but for its switches (`leasing_allowed`).
 ///
@@ -36,6 +39,17 @@ impl Fingerprint {
         hash.part(&[u8::from(*allow_insecure)]);
         hash.text(ca_pem.as_deref());
         hash.key(key);
+        Self(hash.0.finalize().into())
+    }
+}
+
+impl Fingerprint {
+    /// Of a config that could not be made whole: that of no other, so that nothing stays in memory because of one that is
+    /// no longer there.
+    #[must_use]
+    pub fn of_unusable(id: KmsConfigId) -> Self {
+        let mut hash = Parts(Sha256::new_with_prefix(b"tsp unusable kms config v1"));
+        hash.part(&id.number().to_be_bytes());
         Self(hash.0.finalize().into())
     }
 }

@@ -43,7 +43,7 @@ struct Configs {
 /// One KMS config.
 #[derive(Debug)]
 struct KmsConfig {
-    /// `None` if it does not validate, so that its operations can say so.
+    /// `None` if it cannot be used, so that its operations can say so.
     kms: Option<Arc<Kms>>,
     leasing_allowed: bool,
     fingerprint: Fingerprint,
@@ -100,6 +100,14 @@ impl Snapshot {
                 fingerprint: Fingerprint::of(&config),
             };
             kms.insert(id, config);
+        }
+        // What is wrong with them was told by whoever named them.
+        for id in doc.unusable.into_iter().filter_map(KmsConfigId::new) {
+            kms.entry(id).or_insert(KmsConfig {
+                kms: None,
+                leasing_allowed: false,
+                fingerprint: Fingerprint::of_unusable(id),
+            });
         }
         let mut tenants = BTreeMap::new();
         for tenant in doc.tenants {
@@ -520,6 +528,7 @@ mod tests {
         SnapshotDoc {
             version: SnapshotVersion(version),
             kms,
+            unusable: Vec::new(),
             tenants,
             secrets: Vec::new(),
         }
@@ -578,6 +587,21 @@ mod tests {
             broken.primary.as_ref().unwrap().kms.is_none(),
             "so that its operations say why"
         );
+    }
+
+    #[test]
+    fn a_tenant_keeps_its_assignment_to_a_config_that_cannot_be_used() {
+        let tenants = vec![tenant("t", &[(1, true, false), (2, true, true)])];
+        let doc = SnapshotDoc {
+            unusable: vec![2, 1, 0, -7],
+            ..doc(1, vec![local(1)], tenants)
+        };
+        let (snapshot, rejected) = Snapshot::from_doc(doc, true);
+        assert_eq!(rejected, [], "they were named by their source");
+        let view = View::build(&snapshot, None, &Rc::default());
+        let tenant = view.tenant("t").unwrap();
+        assert!(tenant.primary.as_ref().unwrap().kms.is_none());
+        assert!(tenant.active(1).unwrap().kms.is_some());
     }
 
     #[test]

@@ -109,6 +109,7 @@ impl DevSource {
         let loaded = Loaded {
             kms,
             tenants: tenants.collect(),
+            unusable: Vec::new(),
             left_out: Vec::new(),
         };
         let (store, created) = Memory::new();

@@ -18,7 +18,7 @@
 //! Two kinds of problems. The file is one document with one author: a mistake in its form (syntax, a wrong type, an
 //! unknown or missing member, two of the same id, a reference to nothing) makes the whole file unusable, and the last
 //! good state stays. What its surroundings do to one entry (a credential that is not there, a KMS that this version
-//! cannot use) leaves out that entry and no other. All problems are told at once, with their lines, and none quotes a
+//! cannot use) leaves out that entry and no other; its operations fail and say that it is not valid. All problems are told at once, with their lines, and none quotes a
 //! value that could be a secret.
 //!
 //! Tenant secrets lie in a file of their own, which the proxy writes: beside this one, or where its `secrets_file` says.

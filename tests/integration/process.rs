@@ -3,7 +3,7 @@
 use std::{net::TcpListener, thread};
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{
     config::{self, As, AwsKms, local_kms, tenant, two_local_tenants},
@@ -12,6 +12,7 @@ use crate::support::{
     metadata, on_both,
     peers::source_folder,
     proxy::{API_KEY, Io, Proxy, Setup},
+    request, text, to_base64,
 };
 
 /// Exit codes, as `tsp --help` and the README tell them.
@@ -149,8 +150,52 @@ on_both! {
         assert!([201, 207].contains(&answer.json()["code"].as_u64().unwrap_or_default()), "{}", answer.text());
     }
 
+    /// A tenant whose config cannot be used is not unknown, has a primary config, and its EDEKs name an active one: what is
+    /// wrong is the config itself.
+    fn a_config_that_was_left_out_is_named_by_the_operations_that_need_it(io) {
+        let wrong_region = "[[kms]]\nid = 4\ntype = \"AWS\"\nkey_path = { keyID = \"alias/a\", region = \"nowhere at all\" }\n\
+            credentials = { accessKeyId = \"AKIAIOSFODNN7EXAMPLE\", secretAccessKey = \"s\" }\n";
+        let file = |key: &str| config::file(&[
+            format!("[[kms]]\nid = 1\ntype = \"LOCAL\"\ncredentials = {{ key = {key} }}\n"),
+            local_kms(2, 0x22),
+            wrong_region.to_owned(),
+            tenant("acme", &[(1, As::Primary)]),
+            tenant("moved", &[(2, As::Primary), (1, As::Active)]),
+            tenant("globex", &[(4, As::Primary)]),
+            tenant("initech", &[(2, As::Primary), (1, As::Disabled)]),
+        ]);
+        let good = format!("\"{}\"", to_base64(&[0x11; 32]));
+        let proxy = Setup::serve(io, &file(&good)).start();
+        let wrapped = proxy.call("document/wrap", &metadata("acme")).ok();
+        let edek = text(&wrapped, "edek");
+
+        // From the start: a member that does not validate.
+        let message = proxy.call("document/wrap", &metadata("globex")).refused(422, 207);
+        assert!(message.contains("KMS configuration 4"), "{message}");
+
+        // While it runs: a credential that has gone.
+        let from = proxy.log.len();
+        proxy.replace_config(&file("{ env = \"NOT_SET\" }"));
+        wait_for_snapshot(&proxy, from);
+        let unwrap = |tenant: &str| {
+            proxy.call("document/unwrap", &request(tenant, json!({ "encryptedDocumentKey": edek })))
+        };
+        proxy.call("document/wrap", &metadata("acme")).refused(422, 207);
+        unwrap("acme").refused(422, 207);
+        unwrap("moved").refused(422, 207);
+        proxy.call("document/wrap", &metadata("moved")).ok();
+        let batch = request("acme", json!({ "edeks": { "a": edek } }));
+        let batch = proxy.call("document/batch-unwrap", &batch).ok();
+        assert_eq!(batch["failures"]["a"]["code"], 207, "{batch}");
+        let moved = request("acme", json!({ "encryptedDocumentKey": edek, "newTenantId": "moved" }));
+        proxy.call("document/rekey", &moved).refused(422, 207);
+        // What says more still comes first.
+        unwrap("initech").refused(422, 202);
+        unwrap("nobody").refused(422, 201);
+    }
+
     fn credentials_may_stand_in_variables_and_files(io) {
-        let key = crate::support::to_base64(&[0x33; 32]);
+        let key = to_base64(&[0x33; 32]);
         let from_env = "[[kms]]\nid = 1\ntype = \"LOCAL\"\ncredentials = { key = { env = \"ACME_KEY\" } }\n".to_owned();
         let from_file = "[[kms]]\nid = 2\ntype = \"LOCAL\"\ncredentials = { key = { file = \"globex.key\" } }\n".to_owned();
         let file = config::file(&[from_env, from_file, tenant("acme", &[(1, As::Primary)]), tenant("globex", &[(2, As::Primary)])]);

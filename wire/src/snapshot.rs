@@ -14,6 +14,8 @@ pub struct SnapshotDoc {
     pub version: SnapshotVersion,
     /// All KMS configs.
     pub kms: Vec<KmsConfigDoc>,
+    /// Numbers of further ones that the source has and could not make whole, so that their operations can say so.
+    pub unusable: Vec<i64>,
     /// All tenants.
     pub tenants: Vec<TenantDoc>,
     /// All tenant secrets, also those of tenants that are not there.
@@ -97,10 +99,10 @@ pub enum KmsKeyDoc {
         vault_base_url: String,
         /// The key in the vault.
         key_name: String,
-        /// URL that replaces the cloud's public token authority.
-        authority: Option<String>,
         /// How the key wraps, in Azure's words; `RSA-OAEP-256` if absent.
         algorithm: Option<String>,
+        /// URL that replaces the cloud's public token authority.
+        authority: Option<String>,
     },
     /// Thales CipherTrust Manager.
     Thales {
@@ -230,9 +232,9 @@ mod tests {
             tenant_guid: "66666666-7777-8888-9999-000000000000".to_owned(),
             vault_base_url: "https://acme.vault.azure.net".to_owned(),
             key_name: "documents".to_owned(),
+            algorithm: None,
             authority: None,
         };
-            algorithm: None,
         let thales = KmsKeyDoc::Thales {
             username: "tsp".to_owned(),
             password: canary("password"),
@@ -258,6 +260,7 @@ mod tests {
                 config(5, azure),
                 config(6, thales),
             ],
+            unusable: Vec::new(),
             tenants: vec![TenantDoc {
                 id: "acme".to_owned(),
                 assignments: vec![AssignmentDoc {

@@ -426,6 +426,7 @@ impl World {
                 .map(|(id, (_, key))| config(id, key))
                 .chain([config(SPARE, "spare")])
                 .collect(),
+            unusable: Vec::new(),
             tenants: (1..)
                 .zip(tenants)
                 .map(|(id, (name, _))| TenantDoc {

@@ -4,7 +4,7 @@
 mod form;
 mod kms;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use toml::{Spanned, de::DeTable};
 use tsp_wire::{
@@ -40,27 +40,20 @@ pub(super) fn load<S: Strings>(
     }
 
     let secrets_file = form.secrets_file(&document);
-    let (kms, mut tenants) = form.document(&document);
-    let mut left_out = Vec::new();
-    let mut left_out_ids = HashSet::new();
+    let (kms, tenants) = form.document(&document);
+    let (mut left_out, mut unusable) = (Vec::new(), Vec::new());
     let mut loaded = Vec::with_capacity(kms.len());
     for raw in kms {
         let (at, id) = (raw.at, raw.id);
         match raw.resolve(files) {
             Ok(doc) => loaded.push(doc),
             Err(whys) => {
-                left_out_ids.insert(id);
+                unusable.push(id);
                 let problem =
                     |why| Problem::new(form.place(at), format!("kms {id}: {why}; it is left out"));
                 left_out.extend(whys.into_iter().map(problem));
             }
         }
-    }
-    // A tenant keeps what is left to it: a lost credential of its old KMS must not take the new one away.
-    for tenant in &mut tenants {
-        tenant
-            .assignments
-            .retain(|assignment| !left_out_ids.contains(&assignment.kms));
     }
     if form.problems.is_empty() && loaded.is_empty() && !left_out.is_empty() {
         // Serving nobody is not what the author of the file wants.
@@ -72,6 +65,7 @@ pub(super) fn load<S: Strings>(
     if form.problems.is_empty() {
         let loaded = Loaded {
             kms: loaded,
+            unusable,
             tenants,
             left_out,
         };

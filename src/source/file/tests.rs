@@ -531,10 +531,11 @@ assignments = [ {{ kms = 1 }}, {{ kms = 4 }} ]
     ));
     let loaded = place.load().unwrap();
     assert_eq!(loaded.kms.len(), 1);
+    assert_eq!(loaded.unusable, [1, 2, 3]);
     assert_eq!(
         loaded.tenants[0].assignments.len(),
-        1,
-        "the tenant keeps its other config"
+        2,
+        "operations with the config that cannot be used must say so, and not that there is none"
     );
     let lines = place.lines(&loaded.left_out);
     assert_eq!(
