@@ -305,43 +305,6 @@ on_both! {
         // What is held is told once a minute; the bound itself is what a shard's own tests look at.
     }
 
-    /// A million of them, with the memory. By hand, with --nocapture; minutes.
-    #[ignore = "figures, by hand"]
-    fn figures_of_a_flood(io) {
-        let proxy = one_shard(io).start();
-        let (opened_again, before, after) = flood(&proxy, 1_000_000);
-        eprintln!("1,000,000 leased keys: {before} KiB before, {after} KiB after; the hot one was opened again {opened_again} times");
-        assert_eq!(opened_again, 0.0);
-    }
-
-    /// Memory of 10,000 tenants with three configs each, all leased and warm. By hand, with --nocapture.
-    #[ignore = "figures, by hand"]
-    fn figures_of_ten_thousand_tenants(io) {
-        const TENANTS: usize = 10_000;
-        let mut pieces: Vec<_> = (1..=3).map(|id| leased(&local_kms(id.into(), id))).collect();
-        pieces.extend((0..TENANTS).map(|number| {
-            tenant(&format!("tenant-{number}"), &[(1, As::Primary), (2, As::Active), (3, As::Active)])
-        }));
-        for shards in ["1", "2"] {
-            let empty = Setup::serve(io, &config::file(&[])).env("TSP_SHARDS", shards).start();
-            let none = empty.memory_kib("VmRSS");
-            drop(empty);
-            let proxy = Setup::serve(io, &config::file(&pieces)).env("TSP_SHARDS", shards).start();
-            let cold = proxy.memory_kib("VmRSS");
-            for number in 0..TENANTS {
-                let name = format!("tenant-{number}");
-                wrap(&proxy, &name);
-                for config in 1..=3 {
-                    unwrap(&proxy, &name, &made_up(&name, config, number as u64));
-                }
-            }
-            let warm = proxy.memory_kib("VmRSS");
-            let shards: u64 = shards.parse().expect("a number");
-            let each = (warm - none) * 1024 / TENANTS as u64 / shards;
-            eprintln!("{shards} shards: {none} KiB with no tenant, {cold} KiB cold, {warm} KiB warm: {each} bytes per tenant and shard");
-        }
-    }
-
     /// Looks for known keys in all that the process can write to: none of a document is there after its answer, and none
     /// that is leased after a *forget*.
     fn no_key_is_left_in_memory(io) {
@@ -372,6 +335,60 @@ on_both! {
         for dek in &deks {
             assert!(!log.contains(&crate::support::to_base64(dek)));
         }
+    }
+}
+
+/// A million of them, with the memory. By hand, with --nocapture; minutes.
+#[test]
+#[ignore = "figures, by hand"]
+fn figures_of_a_flood() {
+    let io = Io::Epoll;
+    let proxy = one_shard(io).start();
+    let (opened_again, before, after) = flood(&proxy, 1_000_000);
+    eprintln!(
+        "1,000,000 leased keys: {before} KiB before, {after} KiB after; the hot one was opened again {opened_again} times"
+    );
+    assert_eq!(opened_again, 0.0);
+}
+
+/// Memory of 10,000 tenants with three configs each, all leased and warm. By hand, with --nocapture.
+#[test]
+#[ignore = "figures, by hand"]
+fn figures_of_ten_thousand_tenants() {
+    const TENANTS: usize = 10_000;
+    let mut pieces: Vec<_> = (1..=3)
+        .map(|id| leased(&local_kms(id.into(), id)))
+        .collect();
+    pieces.extend((0..TENANTS).map(|number| {
+        tenant(
+            &format!("tenant-{number}"),
+            &[(1, As::Primary), (2, As::Active), (3, As::Active)],
+        )
+    }));
+    let io = Io::Epoll;
+    for shards in ["1", "2"] {
+        let empty = Setup::serve(io, &config::file(&[]))
+            .env("TSP_SHARDS", shards)
+            .start();
+        let none = empty.memory_kib("VmRSS");
+        drop(empty);
+        let proxy = Setup::serve(io, &config::file(&pieces))
+            .env("TSP_SHARDS", shards)
+            .start();
+        let cold = proxy.memory_kib("VmRSS");
+        for number in 0..TENANTS {
+            let name = format!("tenant-{number}");
+            wrap(&proxy, &name);
+            for config in 1..=3 {
+                unwrap(&proxy, &name, &made_up(&name, config, number as u64));
+            }
+        }
+        let warm = proxy.memory_kib("VmRSS");
+        let shards: u64 = shards.parse().expect("a number");
+        let each = (warm - none) * 1024 / TENANTS as u64 / shards;
+        eprintln!(
+            "{shards} shards: {none} KiB with no tenant, {cold} KiB cold, {warm} KiB warm: {each} bytes per tenant and shard"
+        );
     }
 }
 
