@@ -202,3 +202,42 @@ fn pin_to(cpu: usize) -> io::Result<()> {
         format!("cannot pin a thread to CPU {cpu}: {error}"),
     ))
 }
+
+/// Starts a thread that serves cores and is none itself: on the CPUs of the process's first thread and as nice as that,
+/// although a core starts it. It would inherit the core's one CPU, and be in the way there.
+///
+/// # Errors
+/// Whatever kept the thread from starting. That it cannot be moved is logged.
+pub(crate) fn spawn_helper(name: String, main: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(name).spawn(move || {
+        if let Err(error) = follow_first_thread() {
+            tracing::warn!("a helper thread stays on its core's CPU: {error}");
+        }
+        main();
+    })?;
+    Ok(())
+}
+
+fn follow_first_thread() -> io::Result<()> {
+    let check = |result: libc::c_int| match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    let which = libc::PRIO_PROCESS;
+    #[expect(
+        unsafe_code,
+        reason = "these calls have no safe wrapper in our dependencies"
+    )]
+    // SAFETY: the process's number is also that of its first thread, and 0 is the calling one; an all-zero cpu_set_t is a
+    // set, which the kernel fills and reads during the calls only.
+    unsafe {
+        let first = libc::getpid();
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        let bytes = size_of::<libc::cpu_set_t>();
+        check(libc::sched_getaffinity(first, bytes, &raw mut set))?;
+        check(libc::sched_setaffinity(0, bytes, &raw const set))?;
+        // -1 can be a niceness or an error; taken for a niceness it fails below, where it is not permitted.
+        let niceness = libc::getpriority(which, first.cast_unsigned());
+        check(libc::setpriority(which, 0, niceness))
+    }
+}

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use crossbeam_channel::Sender;
 use tokio::sync::oneshot;
 
-use crate::NetError;
+use crate::{NetError, cores::spawn_helper};
 
 /// Pieces of work that may wait. Each takes about a millisecond, so the last of them waits about a second.
 const QUEUE_MAX: usize = 1024;
@@ -27,13 +27,11 @@ pub(crate) async fn offload<T: Send + 'static>(
 
 fn start() -> Sender<Work> {
     let (sender, works) = crossbeam_channel::bounded::<Work>(QUEUE_MAX);
-    let started = std::thread::Builder::new()
-        .name("offload".to_owned())
-        .spawn(move || {
-            for work in works {
-                crate::guard::counted(work);
-            }
-        });
+    let started = spawn_helper("offload".to_owned(), move || {
+        for work in works {
+            crate::guard::counted(work);
+        }
+    });
     if let Err(error) = started {
         // The queue's other end is gone, so all work is refused.
         tracing::error!("no thread for work off the cores: {error}");

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::oneshot;
 
-use crate::NetError;
+use crate::{NetError, cores::spawn_helper};
 
 /// Questions and answers that may wait for the thread that sorts them. It never blocks, so this only absorbs bursts.
 const MESSAGES_MAX: usize = 1024;
@@ -110,9 +110,7 @@ fn start(ask: fn(&Name) -> Answer) -> Sender<Message> {
         threads: 0,
         ask,
     };
-    let started = std::thread::Builder::new()
-        .name("resolver".to_owned())
-        .spawn(move || desk.run(&messages));
+    let started = spawn_helper("resolver".to_owned(), move || desk.run(&messages));
     if let Err(error) = started {
         // The queue's other end is gone, so every question is refused.
         tracing::error!("no resolver thread: {error}");
@@ -198,16 +196,14 @@ impl Desk {
             return false;
         }
         let (jobs, answers, ask) = (self.jobs.1.clone(), self.answers.clone(), self.ask);
-        let started = std::thread::Builder::new()
-            .name(format!("resolver-{}", self.threads))
-            .spawn(move || {
-                for name in jobs {
-                    let answer = ask(&name);
-                    if answers.send(Message::Answered(name, answer)).is_err() {
-                        return;
-                    }
+        let started = spawn_helper(format!("resolver-{}", self.threads), move || {
+            for name in jobs {
+                let answer = ask(&name);
+                if answers.send(Message::Answered(name, answer)).is_err() {
+                    return;
                 }
-            });
+            }
+        });
         if let Err(error) = started {
             tracing::error!("no further resolver thread: {error}");
             return false;

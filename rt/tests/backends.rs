@@ -573,31 +573,31 @@ fn a_panic_of_the_main_future_is_told_with_its_text_on_epoll() {
     a_dead_core_is_told(Backend::Epoll);
 }
 
-struct ReportsCpus(crossbeam_channel::Sender<String>);
+/// The CPUs that a thread may use, such as `0-1` or `2,5`, by its folder in `/proc`.
+fn cpus(thread: &str) -> String {
+    let status = std::fs::read_to_string(format!("{thread}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("Cpus_allowed_list:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().to_owned()
+}
+
+struct ReportsCpus(crossbeam_channel::Sender<[String; 2]>);
 
 impl CoreMain for ReportsCpus {
-    async fn run<R: Rt>(self, _rt: R) {
-        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("Cpus_allowed_list:"))
-            .unwrap();
-        self.0
-            .send(line.split_whitespace().nth(1).unwrap().to_owned())
-            .unwrap();
+    async fn run<R: Rt>(self, rt: R) {
+        let helper = rt.offload(|| cpus("/proc/thread-self")).await.unwrap();
+        // Whatever becomes of the name: the question starts the resolver's threads.
+        drop(rt.resolve("localhost", 80).await);
+        self.0.send([cpus("/proc/thread-self"), helper]).unwrap();
     }
 }
 
 #[test]
-fn a_core_stays_on_its_cpu_and_a_cpu_that_is_not_there_is_an_error() {
-    let allowed = std::fs::read_to_string("/proc/self/status").unwrap();
-    let allowed = allowed
-        .lines()
-        .find(|line| line.starts_with("Cpus_allowed_list:"))
-        .unwrap();
-    // The first number of a list such as `0-1` or `2,5`.
-    let first = allowed.split_whitespace().nth(1).unwrap();
-    let first: usize = first.split(['-', ',']).next().unwrap().parse().unwrap();
+fn a_core_stays_on_its_cpu_but_its_helpers_do_not_and_a_cpu_that_is_not_there_is_an_error() {
+    let process = cpus("/proc/self");
+    let first: usize = process.split(['-', ',']).next().unwrap().parse().unwrap();
     for backend in [Backend::Uring, Backend::Epoll] {
         if !support::can_use(backend) {
             continue;
@@ -606,7 +606,7 @@ fn a_core_stays_on_its_cpu_and_a_cpu_that_is_not_there_is_an_error() {
         let core = tsp_rt::spawn_core(backend, "pinned", Some(first), ReportsCpus(sender)).unwrap();
         assert_eq!(
             receiver.recv_timeout(support::HANG).unwrap(),
-            first.to_string()
+            [first.to_string(), process.clone()]
         );
         assert_eq!(core.join(), CoreEnd::Ended);
         for missing in [1023, 100_000] {
@@ -616,6 +616,16 @@ fn a_core_stays_on_its_cpu_and_a_cpu_that_is_not_there_is_an_error() {
             assert!(error.to_string().contains("CPU"), "{error}");
         }
     }
+    let mut resolvers = 0;
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let task = task.unwrap().path();
+        let name = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
+        if name.starts_with("resolver") {
+            assert_eq!(cpus(task.to_str().unwrap()), process, "{name}");
+            resolvers += 1;
+        }
+    }
+    assert!(resolvers > 0);
 }
 
 #[test]
