@@ -26,9 +26,9 @@ use crate::{NetError, Staleness, Stream};
 /// The only protocol that is offered in ALPN.
 const ALPN_HTTP_1_1: &[u8] = b"http/1.1";
 
-/// Sessions that are kept for resumption, per [`ClientTls`]: rustls keeps up to eight tickets of some hundred bytes for
-/// each server name, so these are four names. A core makes one per endpoint, which has one.
-const SESSIONS_MAX: usize = 32;
+/// Sessions that are kept for resumption, per [`ClientTls`]: what rustls keeps for one server name, eight tickets of some
+/// hundred bytes. A core makes one per endpoint, which has one name.
+const SESSIONS_MAX: usize = 8;
 
 /// Certificates that a PEM bundle may hold: the public set has about 150.
 const PEM_CERTIFICATES_MAX: usize = 1000;
@@ -298,6 +298,17 @@ pub enum MaybeTls<S> {
     Plain(S),
     /// Inside TLS. Boxed: it is twenty times the size of the other.
     Tls(Box<TlsStream<S>>),
+}
+
+impl<S> MaybeTls<S> {
+    /// As [`TlsStream::is_resumed`]; `None` in the clear.
+    #[must_use]
+    pub fn is_resumed(&self) -> Option<bool> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => Some(stream.is_resumed()),
+        }
+    }
 }
 
 impl<S> From<TlsStream<S>> for MaybeTls<S> {

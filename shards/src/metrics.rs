@@ -21,7 +21,7 @@ use tsp_wire::TspCode;
 
 pub use self::hub::MetricsHub;
 pub(crate) use self::labels::{
-    ClosedBy, Endpoint, KeyOperation, KeyUse, KeysHeld, RefusedBy, SecretCreation,
+    ClosedBy, Endpoint, Handshake, KeyOperation, KeyUse, KeysHeld, RefusedBy, SecretCreation,
 };
 use self::labels::{KMS_KINDS, KMS_OPERATIONS, KMS_STATUSES, OUTCOMES, kms_index};
 
@@ -134,6 +134,7 @@ pub(crate) struct ShardMetrics {
     events: Number,
     kms_retries: Number,
     kms_connects: Number,
+    kms_handshakes: [Number; Handshake::ALL.len()],
     kms_stale: Number,
     kms_resent: Number,
     key_uses: [Number; KeyUse::ALL.len()],
@@ -169,6 +170,7 @@ impl ShardMetrics {
             events: Number::default(),
             kms_retries: Number::default(),
             kms_connects: Number::default(),
+            kms_handshakes: Default::default(),
             kms_stale: Number::default(),
             kms_resent: Number::default(),
             key_uses: Default::default(),
@@ -283,8 +285,17 @@ impl ShardMetrics {
         self.kms_retries.add(1);
     }
 
-    pub(crate) fn kms_connected(&self) {
+    /// Counts an opened connection; `resumed` tells what its handshake was, if it has TLS.
+    pub(crate) fn kms_connected(&self, resumed: Option<bool>) {
         self.kms_connects.add(1);
+        let handshake = match resumed {
+            None => return,
+            Some(false) => Handshake::Full,
+            Some(true) => Handshake::Resumed,
+        };
+        if let Some(number) = self.kms_handshakes.get(handshake.index()) {
+            number.add(1);
+        }
     }
 
     pub(crate) fn kms_stale_connection(&self) {

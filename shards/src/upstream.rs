@@ -57,6 +57,10 @@ use crate::{
 /// How long a resolved name is used: as long as the clouds' own records live at least.
 const ADDRESS_LIFE: Duration = Duration::from_secs(30);
 
+/// How long an endpoint's pool is kept after its last call: beyond its connections it knows TLS sessions to resume, and
+/// whether nothing can be connected to. Servers take sessions back for hours; a pool without connections takes some KiB.
+const POOL_LIFE: Duration = Duration::from_secs(3600);
+
 /// Longest random pause before the retry of a call that failed in passing.
 const TRANSIENT_PAUSE_MAX: Duration = Duration::from_millis(50);
 
@@ -306,7 +310,9 @@ impl<R: Rt> Upstream<R> {
 
     fn pool(&self, endpoint: &Endpoint) -> Result<Rc<Pool<R>>, CallError> {
         let mut pools = self.pools.borrow_mut();
+        let now = self.rt.now();
         if let Some(pool) = pools.get(endpoint) {
+            pool.asked.set(now);
             return Ok(Rc::clone(pool));
         }
         let pool = Rc::new(Pool {
@@ -323,6 +329,7 @@ impl<R: Rt> Upstream<R> {
             breaker: Breaker::default(),
             addresses: RefCell::default(),
             connects: Cell::new(0),
+            asked: Cell::new(now),
             warned: Cell::new(None),
             dialer: self.dialer.clone(),
             limits: Rc::clone(&self.limits),
@@ -331,13 +338,15 @@ impl<R: Rt> Upstream<R> {
         Ok(pool)
     }
 
-    /// Forgets the pools that have been idle, so that endpoints no longer configured cost nothing.
+    /// Closes the connections that have been idle, and forgets the pools that nobody has asked for long, so that endpoints
+    /// no longer configured cost nothing.
     pub(crate) fn sweep(&self) {
         let now = self.rt.now();
         self.pools.borrow_mut().retain(|_, pool| {
             let mut idle = pool.idle.borrow_mut();
             idle.retain(|kept| now.duration_since(kept.since) < self.limits.kms_idle_timeout);
-            !idle.is_empty() || pool.places.in_use()
+            let fresh = now.duration_since(pool.asked.get()) < POOL_LIFE;
+            fresh || !idle.is_empty() || pool.places.in_use()
         });
     }
 }
@@ -364,6 +373,8 @@ struct Pool<R: Rt> {
     breaker: Breaker,
     addresses: RefCell<Option<(Vec<SocketAddr>, Instant)>>,
     connects: Cell<usize>,
+    /// When it was last asked for.
+    asked: Cell<Instant>,
     /// When the operator was last told that the endpoint leads to where it may not.
     warned: Cell<Option<Instant>>,
 }
@@ -473,7 +484,7 @@ impl<R: Rt> Pool<R> {
         }
         let stream = connected??;
         let staleness = stream.staleness();
-        self.metrics.kms_connected();
+        self.metrics.kms_connected(stream.is_resumed());
         let sender = speak_http(&self.rt, stream).await?;
         Ok(Line { sender, staleness })
     }

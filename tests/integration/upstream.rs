@@ -1,6 +1,9 @@
-//! Whom the proxy takes for a KMS (pins of keys, names that are not the URL's), and where it does not go.
+//! Whom the proxy takes for a KMS (pins of keys, names that are not the URL's), where it does not go, and that it remembers
+//! whom it met.
 
 use std::net::Ipv4Addr;
+
+use serde_json::Value;
 
 use crate::support::{
     kmssim::{Provider, SampleShape, Simulator},
@@ -153,6 +156,28 @@ on_both! {
         let tenant = &simulator.clients[0].tenant;
         let refused = setup.start().call("document/wrap", &metadata(tenant)).refused(422, 207);
         assert!(refused.contains("loopback address"), "{refused}");
+    }
+}
+
+on_both! {
+    fn new_connections_resume_the_sessions_of_earlier_ones(io) {
+        let simulator = Simulator::with(&thales());
+        // One shard, since each has sessions of its own.
+        let proxy = simulator.setup(io).env("TSP_SHARDS", "1").start();
+        let tenant = &simulator.clients[0].tenant;
+        for _ in 0..4 {
+            works(&proxy, tenant);
+            simulator.order("POST", "/connections/close", &Value::Null);
+        }
+        let handshakes = |kind| {
+            let family = "tsp_kms_tls_handshakes_total";
+            proxy.metrics().count(family, &[("handshake", kind)])
+        };
+        // The KMS counts the same, so it is no wish of the client's.
+        let seen = &simulator.metrics()["connections"];
+        assert_eq!(handshakes("full"), 1.0, "{seen}");
+        assert_eq!(handshakes("resumed"), 3.0, "{seen}");
+        assert_eq!((seen["handshakes"].as_u64(), seen["resumed"].as_u64()), (Some(4), Some(3)));
     }
 }
 

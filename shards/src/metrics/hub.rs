@@ -13,8 +13,8 @@ use tsp_kms::KmsKind;
 use super::{
     BUCKETS_US, Durations, METERED_TENANTS_MAX, Number, Series, ShardMetrics,
     labels::{
-        ClosedBy, Endpoint, KMS_KINDS, KMS_OPERATIONS, KMS_STATUSES, KeyOperation, KeyUse,
-        KeysHeld, OUTCOMES, RefusedBy, SecretCreation,
+        ClosedBy, Endpoint, Handshake, KMS_KINDS, KMS_OPERATIONS, KMS_STATUSES, KeyOperation,
+        KeyUse, KeysHeld, OUTCOMES, RefusedBy, SecretCreation,
     },
 };
 
@@ -172,6 +172,15 @@ impl MetricsHub {
                 "Connections opened to KMSs.",
                 counter,
                 [(vec![], self.sum(|s| Some(&s.kms_connects)))],
+            ),
+            family(
+                "tsp_kms_tls_handshakes_total",
+                "TLS handshakes with KMSs, full or resuming an earlier session.",
+                counter,
+                Handshake::ALL.iter().map(|handshake| {
+                    let sum = self.sum(|s| s.kms_handshakes.get(handshake.index()));
+                    (vec![label("handshake", handshake.as_str())], sum)
+                }),
             ),
             family(
                 "tsp_kms_connections_stale_total",

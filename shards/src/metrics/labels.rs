@@ -109,6 +109,14 @@ labels! {
 }
 
 labels! {
+    /// What a TLS handshake with a KMS was.
+    Handshake {
+        Full => "full",
+        Resumed => "resumed",
+    }
+}
+
+labels! {
     /// Why a client's connection was closed by us.
     ClosedBy {
         ConnectionsMax => "connections_max",

@@ -1,12 +1,19 @@
-//! The way to a KMS: to which addresses it may lead.
+//! The way to a KMS: to which addresses it may lead, TLS sessions, and how long a closed way is remembered.
 
-use std::{net::IpAddr, rc::Rc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    time::Duration,
+};
 
-use tsp_rt::Rt as _;
+use tsp_rt::{
+    Rt as _,
+    sim::{self, Connecting, Sim, SimRt},
+};
 use tsp_shards::Destinations;
 
 use crate::{
-    A, in_world,
+    A, BOTH, in_world, ms,
     world::{KMS_ADDRESS, KMS_HOST, Setup, World},
 };
 
@@ -86,5 +93,72 @@ fn a_name_that_moves_to_a_forbidden_address_is_not_followed_there() {
                 world.rt.sleep(Duration::from_secs(1)).await;
             }
         }
+    });
+}
+
+/// Runs `test` against a KMS that speaks TLS. Handshakes take the machine's time, so with few seeds.
+fn with_tls(test: impl AsyncFn(Rc<World>)) {
+    let setup = || Setup {
+        tls: true,
+        ..Setup::default()
+    };
+    sim::for_seeds(5, |seed| {
+        Sim::new(seed).run(async |rt: SimRt| {
+            let world = World::start(&rt, setup(), BOTH);
+            world.settled().await;
+            test(world).await;
+        });
+    });
+}
+
+#[test]
+fn a_connection_after_the_first_resumes_its_session_also_when_all_were_idle_for_long() {
+    with_tls(async |world| {
+        let pauses = [0, 60, 600, 3_000];
+        for (opened, pause) in (1..).zip(pauses) {
+            world.rt.sleep(Duration::from_secs(pause)).await;
+            assert_eq!(world.wrap(A).await.status, 200);
+            let seen = (world.kms.connections.get(), world.kms.resumed.get());
+            assert_eq!(seen, (opened, opened - 1), "after {pause} s");
+            // So that the next has to open one of its own.
+            world.kms.closes_idle_after.set(Some(Duration::ZERO));
+            world.rt.sleep(Duration::from_secs(1)).await;
+        }
+        // What nobody asks for any more is forgotten at last.
+        world.rt.sleep(Duration::from_secs(2 * 3_600)).await;
+        assert_eq!(world.wrap(A).await.status, 200);
+        assert_eq!(world.kms.resumed.get(), 3);
+    });
+}
+
+#[test]
+fn a_way_that_is_closed_is_tried_once_per_interval_however_many_ask() {
+    in_world(Setup::default, async |world| {
+        let kms = SocketAddr::from(KMS_ADDRESS);
+        let refuse = |refuse| {
+            world.rt.net().change_link(kms, |link| {
+                link.connecting = match refuse {
+                    true => Connecting::Refuse,
+                    false => Connecting::Accept,
+                };
+            });
+        };
+        refuse(true);
+        let mut tried = 0;
+        for _ in 0..600 {
+            let answer = world.wrap(A).await;
+            assert_eq!(answer.code(), Some(208), "{answer:?}");
+            let message = answer.body["message"].as_str().unwrap();
+            tried += u32::from(message.contains("refused"));
+            world.rt.sleep(ms(100)).await;
+        }
+        // Three operations open the breaker, with their second tries; then one goes after 1, 2, 4, 8, 16 and 30 s.
+        assert!(
+            (3..=9).contains(&tried),
+            "{tried} operations reached the network"
+        );
+        refuse(false);
+        world.rt.sleep(Duration::from_secs(31)).await;
+        assert_eq!(world.wrap(A).await.status, 200, "it recovers");
     });
 }

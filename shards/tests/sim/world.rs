@@ -15,7 +15,11 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, StatusCode, body::Incoming, client, server, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tsp_rt::{Listener as _, Rt, sim::SimRt};
+use tsp_rt::{
+    Listener as _, Rt,
+    sim::{SimRt, SimStream},
+    tls::{self, MaybeTls, ServerTls},
+};
 use tsp_shards::{
     ApiKeys, Destinations, EventsConfig, Forgetter, Limits, Shard, ShardControl, ShardParts,
     Snapshot,
@@ -66,10 +70,16 @@ pub(crate) struct Kms {
     rt: SimRt,
     behaviour: RefCell<HashMap<String, Behaviour>>,
     pub(crate) calls: Cell<u32>,
+    /// The same by key.
+    key_calls: RefCell<HashMap<String, u32>>,
     pub(crate) connections: Cell<u32>,
     /// Calls to its token endpoint, and what that does.
     pub(crate) token_calls: Cell<u32>,
     pub(crate) tokens: Cell<Tokens>,
+    /// Serves TLS with this, or without.
+    tls: Option<ServerTls>,
+    /// Connections on which it resumed an earlier TLS session.
+    pub(crate) resumed: Cell<u32>,
     /// Closes every connection this long after an answer.
     pub(crate) closes_idle_after: Cell<Option<Duration>>,
 }
@@ -79,6 +89,12 @@ impl Kms {
         self.behaviour
             .borrow_mut()
             .insert(key.to_owned(), behaviour);
+    }
+
+    /// Calls with `key`.
+    pub(crate) fn calls_with(&self, key: &str) -> u32 {
+        let calls = self.key_calls.borrow();
+        calls.get(key).copied().unwrap_or_default()
     }
 
     fn behaviour(&self, key: &str) -> Behaviour {
@@ -106,6 +122,9 @@ impl Kms {
             self.connections.set(self.connections.get() + 1);
             let kms = Rc::clone(&self);
             self.rt.spawn(async move {
+                let Some(stream) = kms.shake_hands(stream).await else {
+                    return;
+                };
                 let idle_since = Rc::new(Cell::new(None));
                 let (serving, idle) = (Rc::clone(&kms), Rc::clone(&idle_since));
                 let connection = server::conn::http1::Builder::new()
@@ -138,6 +157,16 @@ impl Kms {
                 first(connection, closes).await;
             });
         }
+    }
+
+    async fn shake_hands(&self, stream: SimStream) -> Option<MaybeTls<SimStream>> {
+        let Some(tls) = &self.tls else {
+            return Some(MaybeTls::Plain(stream));
+        };
+        let stream = tls::accept(stream, tls).await.ok()?;
+        let resumed = u32::from(stream.is_resumed());
+        self.resumed.set(self.resumed.get() + resumed);
+        Some(stream.into())
     }
 
     /// An error cuts the connection.
@@ -214,6 +243,7 @@ impl Kms {
                 json!({"Plaintext": BASE64.encode(plaintext), "KeyId": arn}),
             )
         };
+        *self.key_calls.borrow_mut().entry(key.clone()).or_default() += 1;
         let (status, body) = match self.behaviour(&key) {
             Behaviour::Serves(after) => {
                 self.rt.sleep(after).await;
@@ -264,6 +294,7 @@ pub(crate) struct World {
     pub(crate) controls: RefCell<Vec<ShardControl>>,
     assume_role: bool,
     pub(crate) leasing: Cell<bool>,
+    ca_pem: Option<String>,
     pub(crate) events: crossbeam_channel::Receiver<Vec<u8>>,
     pub(crate) ended: Rc<Cell<bool>>,
     /// Keeps the tenant secrets, as the control plane does.
@@ -286,6 +317,14 @@ pub(crate) struct Setup {
     pub(crate) assume_role: bool,
     /// Whether keys may be leased.
     pub(crate) leasing: bool,
+    /// Whether the KMS speaks TLS.
+    pub(crate) tls: bool,
+}
+
+/// A certificate for the KMS and its private key, in PEM. It is its own authority.
+fn certificate() -> (String, String) {
+    let made = rcgen::generate_simple_self_signed([KMS_HOST.to_owned()]).unwrap();
+    (made.cert.pem(), made.signing_key.serialize_pem())
 }
 
 impl Default for Setup {
@@ -299,6 +338,7 @@ impl Default for Setup {
             secret_queue: 100,
             assume_role: false,
             leasing: false,
+            tls: false,
         }
     }
 }
@@ -317,10 +357,17 @@ pub(crate) type TenantKeys<'a> = &'a [(&'a str, &'a str)];
 impl World {
     pub(crate) fn start(rt: &SimRt, setup: Setup, tenants: TenantKeys<'_>) -> Rc<Self> {
         rt.net().set_name(KMS_HOST, &[IpAddr::V4(KMS_ADDRESS.0)]);
+        let certificate = setup.tls.then(certificate);
+        let tls = certificate
+            .as_ref()
+            .map(|(certificate, key)| ServerTls::from_pem(certificate, key).unwrap());
         let kms = Rc::new(Kms {
+            tls,
+            resumed: Cell::new(0),
             rt: rt.on_host(KMS_ADDRESS.0.into()),
             behaviour: RefCell::default(),
             calls: Cell::new(0),
+            key_calls: RefCell::default(),
             connections: Cell::new(0),
             token_calls: Cell::new(0),
             tokens: Cell::new(Tokens::Gives(Duration::ZERO)),
@@ -364,6 +411,7 @@ impl World {
             controls: RefCell::new(controls),
             assume_role: setup.assume_role,
             leasing: Cell::new(setup.leasing),
+            ca_pem: certificate.map(|(certificate, _)| certificate),
             events,
             ended,
             keeper: Keeper::default(),
@@ -384,7 +432,8 @@ impl World {
 
     /// Likewise, with every tenant's config assigned so.
     pub(crate) fn publish_assigned(&self, tenants: TenantKeys<'_>, how: As) {
-        let endpoint = format!("http://{KMS_HOST}:{}", KMS_ADDRESS.1);
+        let scheme = self.ca_pem.as_ref().map_or("http", |_| "https");
+        let endpoint = format!("{scheme}://{KMS_HOST}:{}", KMS_ADDRESS.1);
         let config = |id, key: &str| KmsConfigDoc {
             id,
             leasing_allowed: self.leasing.get(),
@@ -404,7 +453,7 @@ impl World {
             },
             endpoint: Some(endpoint.clone()),
             allow_insecure: true,
-            ca_pem: None,
+            ca_pem: self.ca_pem.clone(),
         };
         // One that nothing was ever encrypted with, so that a tenant never is without.
         const SPARE: i64 = 99;
