@@ -10,6 +10,7 @@
     reason = "a test may fail by panicking"
 )]
 
+mod isolation;
 mod leases;
 mod secrets;
 mod way;
