@@ -16,13 +16,20 @@ use criterion::Criterion;
 use tsp_kms::{Kms, LocalKms, RemoteKms};
 use tsp_wire::{
     Dek, KmsConfigId, Secret,
-    snapshot::{KmsConfigDoc, KmsKeyDoc},
+    snapshot::{GcpTokenKind, KmsConfigDoc, KmsKeyDoc},
 };
 
 /// One thing to measure.
 pub struct Case<'a> {
     name: &'static str,
-    run: Box<dyn FnMut() + 'a>,
+    run: Run<'a>,
+}
+
+enum Run<'a> {
+    /// Its whole time counts.
+    Whole(Box<dyn FnMut() + 'a>),
+    /// It does it so often, and tells what counts.
+    Timed(Box<dyn FnMut(u64) -> Duration + 'a>),
 }
 
 impl fmt::Debug for Case<'_> {
@@ -34,9 +41,15 @@ impl fmt::Debug for Case<'_> {
 impl<'a> Case<'a> {
     /// Measures `run`; dropping its result counts.
     pub fn new<T>(name: &'static str, mut run: impl FnMut() -> T + 'a) -> Self {
-        let run = Box::new(move || {
+        let run = Run::Whole(Box::new(move || {
             black_box(run());
-        });
+        }));
+        Self { name, run }
+    }
+
+    /// Measures what `run` says that so many times took, where not all that it does is to count.
+    pub fn timed(name: &'static str, run: impl FnMut(u64) -> Duration + 'a) -> Self {
+        let run = Run::Timed(Box::new(run));
         Self { name, run }
     }
 }
@@ -52,8 +65,13 @@ pub fn main(group: &str, cases: Vec<Case<'_>>) -> io::Result<()> {
     if env::args().any(|argument| argument == "--bench") {
         let mut criterion = Criterion::default().configure_from_args();
         let mut group = criterion.benchmark_group(group);
-        for Case { name, mut run } in cases {
-            group.bench_function(name, |bencher| bencher.iter(&mut run));
+        for Case { name, run } in cases {
+            match run {
+                Run::Whole(mut run) => group.bench_function(name, |bencher| bencher.iter(&mut run)),
+                Run::Timed(mut run) => {
+                    group.bench_function(name, |bencher| bencher.iter_custom(&mut run))
+                }
+            };
         }
         group.finish();
         criterion.final_summary();
@@ -61,8 +79,13 @@ pub fn main(group: &str, cases: Vec<Case<'_>>) -> io::Result<()> {
     }
     let mut out = io::stdout().lock();
     let count = cases.len();
-    for Case { name, mut run } in cases {
-        run();
+    for Case { name, run } in cases {
+        match run {
+            Run::Whole(mut run) => run(),
+            Run::Timed(mut run) => {
+                run(1);
+            }
+        }
         writeln!(out, "test {group}/{name} ... ok")?;
     }
     // In the form of the other tests, so that whoever counts those counts these.
@@ -146,15 +169,22 @@ pub fn aws_session_token() -> String {
         .collect()
 }
 
+#[expect(
+    clippy::panic,
+    reason = "a fixture that does not stand is a mistake in this file"
+)]
+fn remote(key: KmsKeyDoc) -> Box<dyn RemoteKms> {
+    match Kms::from_doc(&config(key)) {
+        Ok(Kms::Remote(kms)) => kms,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// An AWS KMS, with temporary credentials or with lasting ones.
 ///
 /// # Panics
 /// If the configuration is refused.
 #[must_use]
-#[expect(
-    clippy::panic,
-    reason = "a fixture that does not stand is a mistake in this file"
-)]
 pub fn aws_kms(session_token: Option<String>) -> Box<dyn RemoteKms> {
     let (access_key_id, secret_access_key) = AWS_CREDENTIALS;
     let key = KmsKeyDoc::Aws {
@@ -167,10 +197,49 @@ pub fn aws_kms(session_token: Option<String>) -> Box<dyn RemoteKms> {
         assume_role: None,
         sts_endpoint: None,
     };
-    match Kms::from_doc(&config(key)) {
-        Ok(Kms::Remote(aws)) => aws,
-        other => panic!("{other:?}"),
-    }
+    remote(key)
+}
+
+/// A Google Cloud KMS, whose service account signs its own tokens.
+///
+/// # Panics
+/// If the configuration is refused.
+#[must_use]
+pub fn gcp_kms() -> Box<dyn RemoteKms> {
+    let key = include_str!("../../kms/tests/data/gcp-TEST-ONLY-service-account-key.pem");
+    remote(KmsKeyDoc::Gcp {
+        client_email: "tsp@acme.iam.gserviceaccount.com".to_owned(),
+        private_key: Secret::new(key.to_owned()),
+        private_key_id: None,
+        project_id: "acme".to_owned(),
+        location_id: "europe-west1".to_owned(),
+        key_ring_id: "tsp".to_owned(),
+        crypto_key_id: "documents".to_owned(),
+        token: GcpTokenKind::SelfSigned,
+        token_endpoint: None,
+    })
+}
+
+/// An Azure Key Vault, whose application proves itself with a certificate.
+///
+/// # Panics
+/// If the configuration is refused.
+#[must_use]
+pub fn azure_kms() -> Box<dyn RemoteKms> {
+    let certificate = concat!(
+        include_str!("../../kms/tests/data/azure-TEST-ONLY-client-cert.pem"),
+        include_str!("../../kms/tests/data/azure-TEST-ONLY-client-key.pem"),
+    );
+    remote(KmsKeyDoc::Azure {
+        client_id: "11111111-2222-3333-4444-555555555555".to_owned(),
+        client_secret: None,
+        client_certificate: Some(Secret::new(certificate.to_owned())),
+        tenant_guid: "66666666-7777-8888-9999-000000000000".to_owned(),
+        vault_base_url: "https://acme.vault.azure.net".to_owned(),
+        key_name: "documents".to_owned(),
+        algorithm: None,
+        authority: None,
+    })
 }
 
 /// The time of all signatures: 2026-01-15, 10:15:30 UTC.
