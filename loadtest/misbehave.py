@@ -55,10 +55,11 @@ class Child:
 class Kmssim(Child):
     """The simulated KMSs, with `tenant-1` to `tenant-4` at AWS, Google, Azure and Thales unless told otherwise."""
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, cpu=None):
         self.config = folder / "tenants.toml"
         files = ["--tsp-config", self.config, "--ca-out", folder / "ca.pem"]
-        super().__init__([BIN / "kmssim", *files, *options], stdout=subprocess.PIPE)
+        pinned = ["taskset", "--cpu-list", cpu] if cpu else []
+        super().__init__([*pinned, BIN / "kmssim", *files, *options], stdout=subprocess.PIPE)
         self.control = json.loads(self.process.stdout.readline())["control_url"].removeprefix("http://")
 
     def order(self, method, path, body=None):
@@ -199,72 +200,108 @@ def faults(folder):
         print(f"{name:40}  3 x {requests}  {measured:25}  {foretold:32}  {retries:.0f}")
 
 
-def isolation(folder):
-    """One tenant's key hangs for 10 s while all tenants are busy: the others' latency against the same load without that."""
-    rounds, seconds, good_rate, bad_rate = ROUNDS, 10, 1500, 500
-    good = ["wrap", "--tenants", "tenant-1,tenant-2,tenant-3", "--rate", good_rate, "--connections", 256, "--warm-up", 500]
-    bad = ["wrap", "--tenants", "tenant-4", "--rate", bad_rate, "--connections", 4000]
-    hang = {"kind": "hang", "target": {"provider": "aws", "operation": "wrap"}}
+def cpu_seconds(process):
+    """CPU time of a process so far, user and system."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def together(tsp, prepare):
-        """Both loads at once; the bad tenant's is warm before `prepare` is called, and ends after the good ones'."""
+
+def isolation(folder):
+    """One tenant's key hangs for 10 s while all tenants are busy: the others' latency against the same load without that.
+
+    The proxy has one shard, on the first CPU; the KMS, which takes 5 ms for an answer, and the generators have the second,
+    and their waiting leaves it to each other. The tenant whose key will hang has a generator of its own, or its requests
+    would take the connections from the others. A round is: all well; the key hangs; only refusals, while it still does; the key
+    serves again. How much two rounds differ while all is well says what such a ratio is worth on this machine."""
+    seconds, good_rate, bad_rate, refusal_rate, kms_ms = 10, 1500, 200, 1000, 5
+    own, shared = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))[:2]]
+    tenants = ",".join(f"tenant-{number}" for number in range(1, 32))
+    gentle = ["--cores", shared, "--share-cpu"]
+    good = ["wrap", "--tenants", tenants, "--rate", good_rate, "--connections", 64, "--cold", *gentle]
+    bad = ["wrap", "--tenants", "tenant-32", "--connections", 2000, "--cold", *gentle]
+    options = ["--providers", "aws", "--tenants", 32, "--latency", json.dumps({"fixed_ms": kms_ms})]
+    cpus = {"TSP_SHARDS": "1", "TSP_CORES": own, "TSP_CONTROL_CORE": own}
+
+    def together(tsp, kmssim):
+        """Both loads at once: their reports, the KMS's calls, and how busy proxy and KMS were."""
         folders = [Path(tempfile.mkdtemp(dir=folder)) for _ in range(2)]
         reports = {}
 
         def load(name, where, options):
-            reports[name] = tsp.load(where, *options)
+            reports[name] = tsp.load(where, *options, "--seconds", seconds)
 
-        prepare()
+        kmssim.order("DELETE", "/requests")
+        before = [cpu_seconds(child.process) for child in (tsp, kmssim)]
+        began = time.monotonic()
         threads = [
-            threading.Thread(target=load, args=("bad", folders[0], [*bad, "--seconds", seconds, "--cold"])),
-            threading.Thread(target=load, args=("good", folders[1], [*good, "--seconds", seconds])),
+            threading.Thread(target=load, args=("bad", folders[0], [*bad, "--rate", bad_rate])),
+            threading.Thread(target=load, args=("good", folders[1], good)),
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return reports["good"], reports["bad"]
+        took = time.monotonic() - began
+        busy = [(cpu_seconds(child.process) - time_before) / took for child, time_before in zip((tsp, kmssim), before)]
+        calls = kmssim.metrics()["providers"]["aws"]["wrap"]["requests"]
+        return reports["good"], reports["bad"], calls, busy
 
-    print(f"{good_rate} wraps/s for three tenants, {bad_rate} for a fourth; {rounds} rounds of {seconds} s without and {seconds} s with a hang")
-    print("round  without: p50 p99 µs, failed    with: p50 p99 µs, failed    p99 with/without  the fourth's: answered, refused")
-    ratios, costs, shares = [], [], []
-    with Kmssim(folder, "--providers", "aws", "--tenants", 4) as kmssim, Tsp(folder, kmssim.config) as tsp:
-        key = next(c["key"]["keyID"] for c in kmssim.order("GET", "/clients") if c["tenant"] == "tenant-4")
-        hang["target"]["key"] = key
-        # Connections, signing keys, pages.
-        tsp.load(folder, *good, "--seconds", 3)
-        for number in range(1, rounds + 1):
-            without, _ = together(tsp, lambda: None)
-            hanging, refused = together(tsp, lambda: kmssim.order("POST", "/faults", hang))
-            # Still hanging, and its breakers open: now only refusals.
+    print(f"{good_rate} wraps/s for 31 tenants, {bad_rate} for one more, KMS {kms_ms} ms, {IO}; {ROUNDS} rounds")
+    print("round  all well: p50 p99 ms, failed   a key hangs: p50 p99 ms, failed   calls to it, of wraps   refusal: CPU µs, calls")
+    figures = {name: [] for name in ("p50", "p99", "noise", "calls", "cpu", "share", "recovery", "tsp", "kmssim")}
+    last = None
+    for number in range(1, ROUNDS + 1):
+        with Kmssim(folder, *options, cpu=shared) as kmssim, Tsp(folder, kmssim.config, **cpus) as tsp:
+            key = next(client["key"]["keyID"] for client in kmssim.order("GET", "/clients") if client["tenant"] == "tenant-32")
+            # Connections, signing keys, pages; and the same again for what is measured.
+            together(tsp, kmssim)
+            well, served, _, busy = together(tsp, kmssim)
+            assert served["failed"] == 0, served["first_failure"]
+            kmssim.order("POST", "/faults", {"kind": "hang", "target": {"provider": "aws", "operation": "wrap", "key": key}})
+            hangs, refused, calls, _ = together(tsp, kmssim)
+            # Its breaker is open: now only refusals, and a probe now and then.
             kmssim.order("DELETE", "/requests")
-            only = tsp.load(folder, *bad, "--seconds", 5, "--cold", "--server-pid", tsp.process.pid)
-            calls = kmssim.order("GET", "/metrics")["providers"]["aws"].get("wrap", {}).get("requests", 0)
+            refusals = [*bad, "--rate", refusal_rate, "--seconds", 5, "--server-pid", tsp.process.pid]
+            only = tsp.load(folder, *refusals)
+            probes = kmssim.metrics()["providers"]["aws"].get("wrap", {}).get("requests", 0)
             kmssim.order("DELETE", "/faults")
-            offered = only["requests"] + only["failed"]
-            cpu = only["server_cpu"]["busy_cpus"] * only["seconds"] / offered * 1e6
-            costs.append(cpu)
-            shares.append(calls / offered)
-            figures = [(r["latency_us"]["p50"], r["latency_us"]["p99"], r["failed"]) for r in (without, hanging)]
-            ratios.append(figures[1][1] / figures[0][1])
-            shown = ["{:6} {:7} {:5}".format(*f) for f in figures]
-            if hanging["failed"]:
-                print("  ", hanging["failures"], hanging["first_failure"])
-            print(f"{number:5}  {shown[0]:28}  {shown[1]:26}  {ratios[-1]:16.2f}  {refused['requests']}, {refused['failed']}")
-            # The breakers' longest pause.
-            for _ in range(35):
-                time.sleep(1)
-                if tsp.load(folder, "wrap", "--tenants", "tenant-4", "--requests", 2, "--connections", 1, "--cold")["failed"] == 0:
-                    break
-        kmssim.order("GET", "/metrics")
+            began = time.monotonic()
+            while tsp.load(folder, "wrap", "--tenants", "tenant-32", "--requests", 2, "--connections", 1, "--cold")["failed"]:
+                assert time.monotonic() - began < 60, "it does not recover"
+                time.sleep(0.1)
+            recovery = time.monotonic() - began
+        asked = refused["requests"] + refused["failed"]
+        offered = only["requests"] + only["failed"]
+        cpu = only["server_cpu"]["busy_cpus"] * only["seconds"] / offered * 1e6
+        calls -= hangs["requests"]
+        quantiles = [[report["latency_us"][name] / 1e3 for name in ("p50", "p99")] for report in (well, hangs)]
+        if last:
+            figures["noise"].append(quantiles[0][1] / last)
+        last = quantiles[0][1]
+        for place, name in enumerate(("p50", "p99")):
+            figures[name].append(quantiles[1][place] / quantiles[0][place])
+        for name, figure in {"calls": calls / asked, "cpu": cpu, "share": probes / offered, "recovery": recovery}.items():
+            figures[name].append(figure)
+        figures["tsp"].append(busy[0])
+        figures["kmssim"].append(busy[1])
+        shown = ["{:6.2f} {:7.2f} {:5}".format(*pair, report["failed"]) for pair, report in zip(quantiles, (well, hangs))]
+        if hangs["failed"]:
+            print("  ", hangs["failures"], hangs["first_failure"])
+        print(f"{number:5}  {shown[0]:28}   {shown[1]:30}   {calls:4} of {asked:6}         {cpu:6.1f}, {probes} of {offered}")
 
-    def spread(figures):
-        figures = sorted(figures)
-        return f"median {figures[len(figures) // 2]:.3g} ({figures[0]:.3g} to {figures[-1]:.3g})"
+    def spread(name):
+        sorted_figures = sorted(figures[name])
+        return f"median {sorted_figures[len(sorted_figures) // 2]:.3g} ({sorted_figures[0]:.3g} to {sorted_figures[-1]:.3g})"
 
-    print(f"p99 with/without: {spread(ratios)}")
-    print(f"CPU of the proxy per refusal, µs: {spread(costs)}")
-    print(f"KMS calls per refused operation: {spread(shares)}")
+    print(f"p50, with the hang to without: {spread('p50')}")
+    print(f"p99, with the hang to without: {spread('p99')}")
+    if figures["noise"]:
+        print(f"p99, a round without to the one before: {spread('noise')}")
+    print(f"KMS calls per wrap with the hanging key: {spread('calls')}")
+    print(f"CPU of the proxy per refusal, µs: {spread('cpu')}")
+    print(f"KMS calls per refusal: {spread('share')}")
+    print(f"served again after, s: {spread('recovery')}")
+    print(f"busy without the hang, of one CPU: proxy {spread('tsp')}, KMS {spread('kmssim')}")
 
 
 def tokens(folder):

@@ -236,6 +236,7 @@ impl Comparison {
         let requests = |count, rate| Phase {
             length: Length::Requests(count),
             rate,
+            shares_cpu: false,
             bursts: None,
         };
         generator.run(requests(self.warm_up, None))?;

@@ -48,6 +48,9 @@ pub struct Phase {
     pub length: Length,
     /// Requests per second for an open loop; `None` is a closed one.
     pub rate: Option<f64>,
+    /// Open loop only: waits for its timers alone and so is up to a millisecond late, but leaves its CPU to others in
+    /// between. Else it looks at the clock for the last two.
+    pub shares_cpu: bool,
     /// Open loop only: pauses between the requests.
     pub bursts: Option<Bursts>,
 }
@@ -231,6 +234,7 @@ impl Generator {
                 length,
                 rate,
                 bursts,
+                ..phase
             };
             lane.phases.send(phase).map_err(|_| lane_died())?;
         }
@@ -379,7 +383,11 @@ impl Shared {
                 let wait = Duration::from_secs_f64(issued as f64 / rate) + self.paused.get();
                 let intended = self.began + wait;
                 self.issue(intended)?;
-                until(rt, intended).await;
+                let polls_for = match self.phase.shares_cpu {
+                    true => Duration::ZERO,
+                    false => TIMER_SLACK,
+                };
+                until(rt, intended, polls_for).await;
                 Some(intended)
             }
         };
@@ -400,14 +408,14 @@ impl Shared {
     }
 }
 
-/// Waits until `then`, to the microsecond.
-async fn until<R: Rt>(rt: &R, then: Instant) {
+/// Waits until `then`: with a timer, and from `polls_for` before that on by looking at the clock, to the microsecond.
+async fn until<R: Rt>(rt: &R, then: Instant, polls_for: Duration) {
     loop {
         let left = then.saturating_duration_since(rt.now());
         if left.is_zero() {
             return;
         }
-        match left.checked_sub(TIMER_SLACK) {
+        match left.checked_sub(polls_for) {
             Some(long) => rt.sleep(long).await,
             None => tsp_rt::yield_now().await,
         }

@@ -144,6 +144,7 @@ fn requests(requests: u64) -> Phase {
     Phase {
         length: Length::Requests(requests),
         rate: None,
+        shares_cpu: false,
         bursts: None,
     }
 }
@@ -226,24 +227,27 @@ fn nobody_at_the_address_is_an_error() {
 
 #[test]
 fn an_open_loop_sends_at_its_rate_and_counts_from_the_intended_start() {
-    let phase = Phase {
-        length: Length::Requests(50),
-        rate: Some(1_000.0),
-        bursts: None,
-    };
-    let outcome = run(Scenario::Wrap, Fault::None, phase);
-    assert_eq!((outcome.answered(), outcome.failed()), (50, 0));
-    assert_eq!(outcome.late_us.len(), 50);
-    // 25 per lane at 500 a second: the last begins after 48 ms, however quick the server is.
-    assert!(outcome.ended - outcome.began >= Duration::from_millis(48));
-    // Latency counts from the intended start, so lateness of the generator is part of it.
-    let slowest: u64 = outcome
-        .latency_us
-        .iter()
-        .map(hdrhistogram::Histogram::max)
-        .max()
-        .unwrap();
-    assert!(slowest >= outcome.late_us.max());
+    for shares_cpu in [false, true] {
+        let phase = Phase {
+            length: Length::Requests(50),
+            rate: Some(1_000.0),
+            shares_cpu,
+            bursts: None,
+        };
+        let outcome = run(Scenario::Wrap, Fault::None, phase);
+        assert_eq!((outcome.answered(), outcome.failed()), (50, 0));
+        assert_eq!(outcome.late_us.len(), 50);
+        // 25 per lane at 500 a second: the last begins after 48 ms, however quick the server is.
+        assert!(outcome.ended - outcome.began >= Duration::from_millis(48));
+        // Latency counts from the intended start, so lateness of the generator is part of it.
+        let slowest: u64 = outcome
+            .latency_us
+            .iter()
+            .map(hdrhistogram::Histogram::max)
+            .max()
+            .unwrap();
+        assert!(slowest >= outcome.late_us.max());
+    }
 }
 
 #[test]
@@ -256,6 +260,7 @@ fn an_open_loop_pauses_between_bursts() {
     let phase = Phase {
         length: Length::Requests(60),
         rate: Some(100_000.0),
+        shares_cpu: false,
         bursts: Some(bursts),
     };
     let outcome = run(Scenario::Wrap, Fault::None, phase);
@@ -269,6 +274,7 @@ fn a_phase_can_be_of_a_length_in_time() {
     let phase = Phase {
         length: Length::Time(Duration::from_millis(30)),
         rate: Some(1_000.0),
+        shares_cpu: false,
         bursts: None,
     };
     let outcome = run(Scenario::Wrap, Fault::None, phase);

@@ -70,6 +70,9 @@ struct Run {
     /// times. Without it every connection waits for its answer.
     #[arg(long)]
     rate: Option<f64>,
+    /// Leaves the CPU to others between two requests of an open loop, and is up to a millisecond late for that.
+    #[arg(long, requires = "rate")]
+    share_cpu: bool,
     /// Pauses after so many requests of an open loop, each time for as long as --pause-ms says.
     #[arg(long, requires_all = ["rate", "pause_ms"])]
     burst: Option<u64>,
@@ -209,12 +212,14 @@ fn run_load(run: &Run) -> Result<(), Error> {
         generator.run(Phase {
             length: Length::Requests(load.warm_up),
             rate: None,
+            shares_cpu: false,
             bursts: None,
         })?;
     }
     let phase = Phase {
         length,
         rate: run.rate,
+        shares_cpu: run.share_cpu,
         bursts,
     };
     let setup = Setup::new(load.scenario, load.connections, lanes.len(), run.rate);
