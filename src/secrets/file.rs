@@ -13,6 +13,7 @@
 //! ```
 
 use std::{
+    borrow::Cow,
     ffi::OsString,
     fmt::Write as _,
     fs::{self, File, OpenOptions, Permissions},
@@ -22,7 +23,8 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use serde_json::{Map, Value};
+use serde::Deserialize;
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tsp_wire::{
@@ -352,46 +354,55 @@ fn check_head(head: &str, lines: &str) -> Result<u64, String> {
     count.ok_or_else(|| "line 1: secrets is not a number".to_owned())
 }
 
+/// One line, as it is spelt. Members that are not known would get lost when the file is written again, so there are none.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line<'a> {
+    id: u64,
+    #[serde(borrow)]
+    tenant: Cow<'a, str>,
+    #[serde(borrow, rename = "type")]
+    secret_type: Cow<'a, str>,
+    #[serde(borrow)]
+    path: Cow<'a, str>,
+    #[serde(borrow)]
+    status: Cow<'a, str>,
+    #[serde(borrow)]
+    created: Cow<'a, str>,
+    #[serde(borrow)]
+    changed: Cow<'a, str>,
+    #[serde(borrow)]
+    edek: Cow<'a, str>,
+}
+
 fn read_line(line: &str) -> Result<Record, String> {
-    let object: Map<String, Value> =
-        serde_json::from_str(line).map_err(|why| format!("not a JSON object: {why}"))?;
-    const MEMBERS: [&str; 8] = [
-        "id", "tenant", "type", "path", "status", "created", "changed", "edek",
-    ];
-    if let Some(unknown) = object.keys().find(|name| !MEMBERS.contains(&name.as_str())) {
-        // It would get lost when the file is written again.
-        return Err(format!("unknown member {unknown:?}"));
-    }
-    let text = |name: &str| {
-        let text = object.get(name).and_then(Value::as_str);
-        text.ok_or_else(|| format!("{name} is not a string"))
+    let line: Line<'_> = serde_json::from_str(line).map_err(|why| why.to_string())?;
+    let wrong = |name: &str, text: &str| format!("{name} cannot be {text:?}");
+    let time = |name: &str, text: &str| {
+        OffsetDateTime::parse(text, &Rfc3339).map_err(|_| wrong(name, text))
     };
-    let wrong = |name: &str| format!("{name} cannot be {:?}", object.get(name));
-    let time = |name: &str| OffsetDateTime::parse(text(name)?, &Rfc3339).map_err(|_| wrong(name));
-    let id = object.get("id").and_then(Value::as_u64);
-    let tenant = text("tenant")?;
-    if !TenantId::is_valid(tenant) {
-        return Err(wrong("tenant"));
+    if !TenantId::is_valid(&line.tenant) {
+        return Err(wrong("tenant", &line.tenant));
     }
-    let path = text("path")?;
-    if path.len() > SECRET_PATH_BYTES_MAX {
-        return Err(wrong("path"));
+    if line.path.len() > SECRET_PATH_BYTES_MAX {
+        return Err(wrong("path", &line.path));
     }
-    let edek = BASE64.decode(text("edek")?).map_err(|_| wrong("edek"))?;
-    EncryptedDeks::from_bytes(&edek).map_err(|_| wrong("edek"))?;
+    let edek = BASE64.decode(&*line.edek).ok();
+    let edek = edek.filter(|edek| EncryptedDeks::from_bytes(edek).is_ok());
+    let id = TenantSecretId::new(line.id);
+    let secret_type = SecretType::from_text(&line.secret_type);
+    let status = RotationStatus::from_text(&line.status);
     Ok(Record {
-        id: id
-            .and_then(TenantSecretId::new)
-            .ok_or_else(|| wrong("id"))?,
+        id: id.ok_or_else(|| wrong("id", &line.id.to_string()))?,
         place: Place {
-            tenant: tenant.to_owned(),
-            secret_type: SecretType::from_text(text("type")?).ok_or_else(|| wrong("type"))?,
-            path: path.to_owned(),
+            tenant: line.tenant.into_owned(),
+            secret_type: secret_type.ok_or_else(|| wrong("type", &line.secret_type))?,
+            path: line.path.into_owned(),
         },
-        status: RotationStatus::from_text(text("status")?).ok_or_else(|| wrong("status"))?,
-        created: time("created")?,
-        changed: time("changed")?,
-        edek,
+        status: status.ok_or_else(|| wrong("status", &line.status))?,
+        created: time("created", &line.created)?,
+        changed: time("changed", &line.changed)?,
+        edek: edek.ok_or_else(|| wrong("edek", &line.edek))?,
     })
 }
 

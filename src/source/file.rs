@@ -70,10 +70,11 @@ struct Watch {
 }
 
 /// What came of reading them.
-struct Reading<T> {
+struct Reading<F> {
     stamps: Vec<(PathBuf, Option<Stamp>)>,
     digest: u64,
-    result: Result<T, Vec<Problem>>,
+    /// Makes the state of what was read; not asked if the digest is that of the last one.
+    state: F,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -151,7 +152,7 @@ impl<S: Strings> FileSource<S> {
             Reading {
                 digest: files.digest(),
                 stamps: files.into_stamps(),
-                result,
+                state: || result,
             }
         })
     }
@@ -162,22 +163,25 @@ impl<S: Strings> FileSource<S> {
             return Polled::Same;
         };
         self.secrets.poll(ask, now, || {
-            let stamp = Stamp::of(file.path());
+            let stamps = vec![(file.path().to_owned(), Stamp::of(file.path()))];
+            let read = file.read();
             let mut digest = Digest::default();
-            let result = file.read().and_then(|bytes| {
-                let Some(bytes) = bytes else {
-                    return Ok(Vec::new());
-                };
-                digest.add(&bytes);
-                let secrets = secrets_file::parse(&bytes);
-                let secrets =
-                    secrets.map_err(|why| Problem::new(file.path().display().to_string(), why))?;
-                Ok(secrets.to_docs())
-            });
+            match &read {
+                Ok(Some(bytes)) => digest.add(bytes),
+                Ok(None) => {}
+                Err(problem) => digest.add(problem.why.as_bytes()),
+            }
             Reading {
-                stamps: vec![(file.path().to_owned(), stamp)],
+                stamps,
                 digest: digest.finish(),
-                result: result.map_err(|problem| vec![problem]),
+                state: || {
+                    let secrets = match read.map_err(|problem| vec![problem])? {
+                        Some(bytes) => secrets_file::parse(&bytes),
+                        None => return Ok(Vec::new()),
+                    };
+                    let problem = |why| Problem::new(file.path().display().to_string(), why);
+                    Ok(secrets.map_err(|why| vec![problem(why)])?.to_docs())
+                },
             }
         })
     }
@@ -225,11 +229,11 @@ fn secrets_path(config: &Path, named: Option<&str>) -> PathBuf {
 
 impl Watch {
     /// Reads if anything has changed, or if `ask` says so.
-    fn poll<T>(
+    fn poll<T, F: FnOnce() -> Result<T, Vec<Problem>>>(
         &mut self,
         ask: Ask,
         now: SystemTime,
-        read: impl FnOnce() -> Reading<T>,
+        read: impl FnOnce() -> Reading<F>,
     ) -> Polled<T> {
         let unchanged = self.seen.as_ref().is_some_and(|seen| {
             seen.settled
@@ -248,13 +252,16 @@ impl Watch {
         let Reading {
             stamps,
             digest,
-            result,
+            state,
         } = read();
         let settled = stamps
             .iter()
             .all(|(_, stamp)| stamp.as_ref().is_none_or(|stamp| stamp.has_settled(now)));
         self.seen = Some(Seen { stamps, settled });
-        match result {
+        if self.failed.is_none() && self.good == Some(digest) {
+            return Polled::Same;
+        }
+        match state() {
             Ok(state) => {
                 self.failed = None;
                 if self.good.replace(digest) == Some(digest) {
