@@ -49,7 +49,7 @@ pub use self::{
     probe::{Open, Probe, ProbeError, ProbeFailure, Probed, Stage, Timing},
     secrets::{SecretNotStored, SecretOffer},
     shard::{ApiKeys, Shard, ShardControl, ShardParts},
-    snapshot::{Rejected, Snapshot, validate_kms},
+    snapshot::{FormerSnapshots, Rejected, Snapshot, validate_kms},
 };
 
 /// What a set of shards is made of.

@@ -328,9 +328,12 @@ impl Shard {
         let slot = Rc::clone(&core);
         core.rt.spawn(async move {
             while let Some(snapshot) = snapshots.recv().await {
+                let before = slot.slot.load();
                 if slot.slot.offer(&snapshot, slot.keyring.total()) {
                     if let Some(view) = slot.slot.load() {
-                        slot.tokens.retain(&view.credentials());
+                        if before.is_none_or(|before| !view.shares_tables(&before)) {
+                            slot.tokens.retain(&view.credentials());
+                        }
                         slot.creation.settle(&view, slot.rt.now());
                     }
                     let SnapshotVersion(number) = snapshot.version();

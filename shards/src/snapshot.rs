@@ -2,6 +2,8 @@
 //!
 //! What a shard holds cannot be wrong: [`Snapshot::from_doc`] leaves out, and names, whatever does not validate.
 
+mod former;
+
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
@@ -23,6 +25,8 @@ use crate::{
     metrics::ShardMetrics,
     secrets::SecretTable,
 };
+
+pub use former::FormerSnapshots;
 
 /// All tenants, KMS configs and tenant secrets of one moment: validated, immutable, shared by all cores. A clone shares
 /// them.
@@ -309,6 +313,11 @@ impl View {
             tables,
             secrets: Arc::clone(&snapshot.secrets),
         }
+    }
+
+    /// Whether `other` has the same tenants and KMS configs.
+    pub(crate) fn shares_tables(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.tables, &other.tables)
     }
 
     /// The credentials that the configs fetch tokens for.

@@ -5,7 +5,7 @@ use std::{io, thread, time::SystemTime};
 
 use crossbeam_channel::Sender;
 use tsp_rt::mailbox;
-use tsp_shards::{Rejected, Snapshot};
+use tsp_shards::{FormerSnapshots, Rejected, Snapshot};
 use tsp_wire::snapshot::TenantSecretDoc;
 
 use super::{Ask, Loaded, Polled, Source};
@@ -41,6 +41,7 @@ pub(crate) enum Outcome {
 pub(crate) struct Lookout {
     source: Source,
     last: Option<Snapshot>,
+    former: FormerSnapshots,
     configs_left_out: Vec<Problem>,
     secrets_left_out: Vec<Problem>,
 }
@@ -75,6 +76,7 @@ impl Lookout {
         Self {
             source,
             last: None,
+            former: FormerSnapshots::default(),
             configs_left_out: Vec::new(),
             secrets_left_out: Vec::new(),
         }
@@ -87,6 +89,7 @@ impl Lookout {
 
     /// Looks, and makes a snapshot of what is new. `now` tells fresh files from settled ones.
     pub(crate) fn look(&mut self, ask: Ask, now: SystemTime) -> Looked {
+        self.former.release();
         let mut failures = Failures::default();
         let configs = failures.sort(self.source.poll(ask, now));
         let secrets = failures.sort(self.source.poll_secrets(ask, now));
@@ -131,7 +134,9 @@ impl Lookout {
             new = Some(snapshot);
         }
         let snapshot = new?;
-        self.last = Some(snapshot.clone());
+        if let Some(former) = self.last.replace(snapshot.clone()) {
+            self.former.keep(former, &snapshot);
+        }
         let left_out = [&self.configs_left_out, &self.secrets_left_out];
         let left_out = tell.then(|| left_out.into_iter().flatten().cloned().collect());
         Some(New { snapshot, left_out })
