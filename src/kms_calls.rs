@@ -8,8 +8,8 @@ use std::{
 };
 
 use tsp_kms::{
-    Endpoint, HttpAnswer, HttpRequest, KmsError, KmsOperation, RemoteKms, Retry, Session, Signed,
-    Token, TokenCall, TokenStep,
+    Blame, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsOperation, RemoteKms, Retry, Session,
+    Signed, Token, TokenCall, TokenStep,
 };
 use tsp_rt::Rt;
 use tsp_shards::{Destinations, Open, Probe, ProbeFailure, Probed};
@@ -167,7 +167,10 @@ impl<'a, R: Rt> KmsCalls<'a, R> {
             }
         }
         Err(self
-            .no_token("its token endpoint asks for ever more steps")
+            .no_token(
+                Blame::Endpoint,
+                "its token endpoint asks for ever more steps",
+            )
             .into())
     }
 
@@ -181,7 +184,7 @@ impl<'a, R: Rt> KmsCalls<'a, R> {
             Ok(TokenStep::Call(call)) => Ok(Signed::Call(call)),
             Ok(TokenStep::Sign(sign)) => match self.rt.offload(sign).await {
                 Ok(signed) => signed,
-                Err(_) => Err(self.no_token("nothing could be signed")),
+                Err(_) => Err(self.no_token(Blame::Proxy, "nothing could be signed")),
             },
         };
         let TokenCall { endpoint, request } = match signed {
@@ -217,8 +220,8 @@ impl<'a, R: Rt> KmsCalls<'a, R> {
         Ok(probed)
     }
 
-    fn no_token(&self, why: &'static str) -> KmsError {
-        KmsError::unreachable(self.kms.kind(), KmsOperation::Token, Retry::No, why)
+    fn no_token(&self, blame: Blame, why: &'static str) -> KmsError {
+        KmsError::unreachable(self.kms.kind(), KmsOperation::Token, Retry::No, blame, why)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{HttpAnswer, KmsError, KmsErrorKind, KmsKind, KmsOperation, Retry, text::Clean};
+use crate::{Blame, HttpAnswer, KmsError, KmsErrorKind, KmsKind, KmsOperation, Retry, text::Clean};
 
 /// What an error of a KMS means. Each provider has a table from its own codes to these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,24 @@ impl Class {
         }
     }
 
+    /// What is at fault. An answer without a word of the KMS's own is hardly the KMS's.
+    const fn blame(self, operation: KmsOperation, has_words: bool) -> Blame {
+        match self {
+            Self::Configuration | Self::Defect if !has_words => Blame::Endpoint,
+            Self::Configuration if matches!(operation, KmsOperation::Token) => Blame::Grant,
+            Self::Configuration => Blame::Key,
+            Self::Credentials | Self::Token => Blame::Credentials,
+            Self::Clock => Blame::Clock,
+            Self::Ciphertext => Blame::Edek,
+            Self::Integrity => Blame::Alteration,
+            Self::Throttled => Blame::Rate,
+            Self::Trouble | Self::LastingTrouble => Blame::Kms,
+            Self::Account => Blame::Account,
+            Self::Defect => Blame::Request,
+            Self::NoAnswer | Self::Redirect => Blame::Endpoint,
+        }
+    }
+
     /// What to say where the KMS says nothing.
     const fn sentence(self) -> &'static str {
         match self {
@@ -74,7 +92,7 @@ impl Class {
             Self::Credentials => "the credentials are not accepted",
             Self::Token => "the token is not accepted",
             Self::Clock => "the time of the request is too far from the server's",
-            Self::Ciphertext => "the blob is not this key's, or was altered",
+            Self::Ciphertext => "the ciphertext does not decrypt",
             Self::Integrity => "the request was altered on its way",
             Self::Throttled => "the rate is limited",
             Self::Trouble | Self::LastingTrouble => "the service is not available",
@@ -128,10 +146,20 @@ impl Refusal<'_> {
             | Class::NoAnswer
             | Class::Redirect => Retry::No,
         };
+        let blame = class.blame(
+            self.operation,
+            self.code.is_some() || !self.message.is_empty(),
+        );
         let sentence = Clean::sentence(self.message)
             .non_empty()
             .unwrap_or_else(|| {
-                let (name, status, why) = (self.api_name, answer.status, class.sentence());
+                let (name, status) = (self.api_name, answer.status);
+                let why = match (class, blame) {
+                    (Class::Configuration | Class::Defect, Blame::Endpoint) => {
+                        "that is not how this KMS refuses"
+                    }
+                    _ => class.sentence(),
+                };
                 Clean::sentence(&format!(
                     "it answered {name} with HTTP status {status}: {why}"
                 ))
@@ -141,7 +169,56 @@ impl Refusal<'_> {
             .with_code(self.code)
             .with_request_id(self.request_id.and_then(Clean::request_id))
             .with_retry(retry)
+            .with_blame(blame)
             // A token's times are in the server's time, so the next one must know it.
             .with_server_time(server_time.filter(|_| class == Class::Token))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::*;
+
+    fn refused(class: Class, operation: KmsOperation, message: &str) -> KmsError {
+        let refusal = Refusal {
+            provider: KmsKind::Gcp,
+            operation,
+            class,
+            api_name: "it",
+            code: None,
+            message,
+            request_id: None,
+            retry_after: None,
+        };
+        refusal.into_error(&HttpAnswer {
+            status: 403,
+            headers: &HeaderMap::new(),
+            body: b"",
+        })
+    }
+
+    #[test]
+    fn a_refusal_without_a_word_is_hardly_the_kmss() {
+        let (wrap, token) = (KmsOperation::Wrap, KmsOperation::Token);
+        for (class, operation, message, blame) in [
+            (Class::Configuration, wrap, "", Blame::Endpoint),
+            (Class::Configuration, token, "", Blame::Endpoint),
+            (Class::Defect, wrap, "", Blame::Endpoint),
+            (Class::Configuration, wrap, "no such key", Blame::Key),
+            (Class::Configuration, token, "not for you", Blame::Grant),
+            (Class::Defect, wrap, "what?", Blame::Request),
+            (Class::Trouble, wrap, "", Blame::Kms),
+            (Class::Redirect, wrap, "moved", Blame::Endpoint),
+        ] {
+            let error = refused(class, operation, message);
+            assert_eq!(error.blame(), blame, "{class:?} {message:?}");
+        }
+        let error = refused(Class::Configuration, wrap, "");
+        assert_eq!(
+            error.sentence(),
+            "it answered it with HTTP status 403: that is not how this KMS refuses"
+        );
     }
 }

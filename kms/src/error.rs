@@ -8,7 +8,7 @@ use std::{
 
 use tsp_wire::TspCode;
 
-use crate::{KmsKind, KmsOperation, text::Clean};
+use crate::{Blame, KmsKind, KmsOperation, text::Clean};
 
 /// A failed operation at a tenant's KMS.
 ///
@@ -21,6 +21,7 @@ pub struct KmsError {
     provider: KmsKind,
     operation: KmsOperation,
     retry: Retry,
+    blame: Blame,
     code: Option<Clean>,
     request_id: Option<Clean>,
     sentence: Clean,
@@ -28,15 +29,13 @@ pub struct KmsError {
     hint: Option<Box<Hint>>,
 }
 
-/// What the KMS said for the sake of the next token, and what we say where the kind of the error says too little.
+/// What the KMS said for the sake of the next token.
 #[derive(Clone, Debug, Default)]
 struct Hint {
     /// The time at the KMS.
     server_time: Option<SystemTime>,
     /// Claims that the next token must make, as the KMS wrote them.
     claims: Option<Claims>,
-    /// Who can mend it, where the kind does not tell.
-    remedy: Option<&'static str>,
 }
 
 /// Claims that a token must make: text of a KMS, for its token endpoint only.
@@ -61,6 +60,7 @@ impl KmsError {
             provider,
             operation,
             retry: Retry::No,
+            blame: kind.usual_blame(operation),
             code: None,
             request_id: None,
             sentence,
@@ -70,6 +70,10 @@ impl KmsError {
 
     pub(crate) fn with_retry(self, retry: Retry) -> Self {
         Self { retry, ..self }
+    }
+
+    pub(crate) fn with_blame(self, blame: Blame) -> Self {
+        Self { blame, ..self }
     }
 
     pub(crate) fn with_code(self, code: Option<Clean>) -> Self {
@@ -105,12 +109,13 @@ impl KmsError {
     }
 
     /// The KMS could not be asked: name resolution, connection, TLS, timeout, an open breaker. `why` is cleaned and says
-    /// which; `retry` is the transport's word on whether another attempt may succeed.
+    /// which; `retry` and `blame` are the transport's word on whether another attempt may succeed, and on what is at fault.
     #[must_use]
     pub fn unreachable(
         provider: KmsKind,
         operation: KmsOperation,
         retry: Retry,
+        blame: Blame,
         why: impl Into<Cow<'static, str>>,
     ) -> Self {
         let why = why.into();
@@ -121,6 +126,26 @@ impl KmsError {
             Clean::sentence(&why),
         )
         .with_retry(retry)
+        .with_blame(blame)
+    }
+
+    /// Why an unwrap is refused that gave something else than a key.
+    pub(crate) const NOT_A_KEY: &str = "the blob does not hold a key of 32 bytes";
+
+    /// There was an answer, of which nothing can be used. `why` says so in the caller's own words.
+    #[must_use]
+    pub fn unusable(provider: KmsKind, operation: KmsOperation, why: &'static str) -> Self {
+        let kind = match operation {
+            KmsOperation::Wrap | KmsOperation::Unwrap => operation.failed(),
+            // Without a token, the key's own service could not be asked.
+            KmsOperation::Token => KmsErrorKind::Unreachable,
+        };
+        let blame = match why {
+            // Whoever answered did what it was asked.
+            Self::NOT_A_KEY => Blame::Edek,
+            _ => Blame::Endpoint,
+        };
+        Self::new(kind, provider, operation, Clean::ours(why)).with_blame(blame)
     }
 
     /// Whoever answers there has a certificate that checks, but not with the pinned public key. `why` says so in the
@@ -132,7 +157,7 @@ impl KmsError {
         why: impl Into<Cow<'static, str>>,
     ) -> Self {
         let why = Clean::ours_made(why.into());
-        Self::new(KmsErrorKind::Unreachable, provider, operation, why)
+        Self::new(KmsErrorKind::Unreachable, provider, operation, why).with_blame(Blame::Pin)
     }
 
     /// The endpoint in the configuration leads to where the caller may not connect. `why` says so in the caller's own
@@ -144,10 +169,7 @@ impl KmsError {
         why: impl Into<Cow<'static, str>>,
     ) -> Self {
         let why = Clean::ours_made(why.into());
-        let mut error = Self::new(KmsErrorKind::Configuration, provider, operation, why);
-        error.hint.get_or_insert_default().remedy =
-            Some("Check the endpoint in the KMS config; whoever runs the proxy can allow it.");
-        error
+        Self::new(KmsErrorKind::Configuration, provider, operation, why).with_blame(Blame::Address)
     }
 
     /// A token was asked for where none is used: a defect of ours.
@@ -156,8 +178,9 @@ impl KmsError {
             KmsErrorKind::Authorization,
             provider,
             KmsOperation::Token,
-            Clean::ours("this KMS config uses no tokens; please report this"),
+            Clean::ours("this KMS config uses no tokens"),
         )
+        .with_blame(Blame::Proxy)
     }
 
     /// A request was to be made without its token, or with another KMS's: a defect of ours.
@@ -166,8 +189,9 @@ impl KmsError {
             KmsErrorKind::Authorization,
             provider,
             operation,
-            Clean::ours("there is no token to ask it with; please report this"),
+            Clean::ours("there is no token to ask it with"),
         )
+        .with_blame(Blame::Proxy)
     }
 
     /// The class of the error; also the label in metrics.
@@ -192,6 +216,12 @@ impl KmsError {
     #[must_use]
     pub fn retry(&self) -> Retry {
         self.retry
+    }
+
+    /// What is most likely at fault.
+    #[must_use]
+    pub fn blame(&self) -> Blame {
+        self.blame
     }
 
     /// Whether another attempt can succeed at all.
@@ -238,19 +268,7 @@ impl fmt::Display for KmsError {
         if !self.sentence().ends_with(['.', '!', '?']) {
             f.write_str(".")?;
         }
-        let remedy = match self.retry {
-            Retry::AfterClockRepair { .. } => "The proxy's clock and the KMS's disagree.",
-            Retry::No | Retry::Transient | Retry::Throttled { .. } | Retry::AfterNewToken => self
-                .hint
-                .as_ref()
-                .and_then(|hint| hint.remedy)
-                .unwrap_or_else(|| self.kind.remedy(self.operation)),
-        };
-        if remedy.is_empty() {
-            Ok(())
-        } else {
-            write!(f, " {remedy}")
-        }
+        write!(f, " {}", self.blame.advice(self.provider, self.operation))
     }
 }
 
@@ -316,17 +334,17 @@ impl KmsErrorKind {
         }
     }
 
-    /// Who can mend it, where that is always the same.
-    const fn remedy(self, operation: KmsOperation) -> &'static str {
+    /// What is at fault unless more is known.
+    const fn usual_blame(self, operation: KmsOperation) -> Blame {
         match self {
-            Self::Configuration if matches!(operation, KmsOperation::Token) => {
-                "Check what the credentials in the KMS config are allowed to do."
-            }
-            Self::WrapFailed | Self::UnwrapFailed | Self::Unreachable => "",
-            Self::Authorization => "Check the credentials in the KMS config.",
-            Self::Configuration => "Check the key and its permissions in the KMS config.",
-            Self::Throttled => "The KMS limits the account's rate; try again later.",
-            Self::Account => "The owner of the account at the KMS must act.",
+            Self::Configuration if matches!(operation, KmsOperation::Token) => Blame::Grant,
+            Self::Configuration => Blame::Key,
+            Self::WrapFailed => Blame::Endpoint,
+            Self::UnwrapFailed => Blame::Edek,
+            Self::Authorization => Blame::Credentials,
+            Self::Unreachable => Blame::Kms,
+            Self::Throttled => Blame::Rate,
+            Self::Account => Blame::Account,
         }
     }
 }

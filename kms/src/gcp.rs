@@ -121,7 +121,7 @@ impl RemoteKms for GcpKms {
         session: &mut Session,
         now: SystemTime,
     ) -> Result<TokenStep, KmsError> {
-        Ok(self.account.step(refused, session, now))
+        self.account.step(refused, session, now)
     }
 
     fn read_token(&self, answer: &HttpAnswer<'_>, now: SystemTime) -> Result<Token, KmsError> {

@@ -28,6 +28,7 @@
 
 mod aws;
 mod azure;
+mod blame;
 mod class;
 mod config;
 mod error;
@@ -55,6 +56,7 @@ use tsp_wire::snapshot::{KmsConfigDoc, KmsKeyDoc};
 pub use self::{
     aws::AwsKms,
     azure::AzureKms,
+    blame::Blame,
     config::ConfigError,
     error::{KmsError, KmsErrorKind, Retry},
     fingerprint::Fingerprint,

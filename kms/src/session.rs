@@ -63,6 +63,11 @@ impl Clock {
         (now_s + self.offset_s).clamp(0, UNIX_SECONDS_MAX)
     }
 
+    /// Whether the clocks are further apart than is believed, so that nothing is learnt of it.
+    pub(crate) fn is_beyond_repair(server_time: SystemTime, now: SystemTime) -> bool {
+        (unix_seconds(server_time) - unix_seconds(now)).abs() > Self::OFFSET_MAX_S
+    }
+
     /// Takes over the server's time from an answer that came just now.
     pub(crate) fn learn(&mut self, server_time: SystemTime, now: SystemTime) {
         self.asked_at_s = Some(unix_seconds(now));

@@ -232,7 +232,13 @@ fn set_key(doc: &mut KmsConfigDoc, set: impl FnOnce(&mut String, &mut String, &m
 fn an_unreachable_kms_is_named_without_what_was_sent() {
     use KmsOperation::Wrap;
     let why = format!("TLS said {SECRET}\n and {TOKEN}");
-    let error = tsp_kms::KmsError::unreachable(KmsKind::Aws, Wrap, Retry::Transient, why);
+    let error = tsp_kms::KmsError::unreachable(
+        KmsKind::Aws,
+        Wrap,
+        Retry::Transient,
+        tsp_kms::Blame::Network,
+        why,
+    );
     assert_silent(&error);
     assert_eq!(
         error.to_string(),

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use rustls::CertificateError;
+
 use crate::tls::{OtherKey, SpkiPin};
 
 /// Why a name, a connection or a TLS handshake failed.
@@ -22,8 +24,8 @@ pub enum NetError {
     Unresolved,
     /// This process ran out of something of its own: descriptors, local ports, or places in the resolver's queue.
     Exhausted,
-    /// The far end's certificate is not one that we accept: unknown issuer, wrong name, expired. Trying again cannot help.
-    Certificate(String),
+    /// The far end's certificate is not one that we accept. Trying again cannot help.
+    Certificate(CertificateFault, String),
     /// The far end's certificate is good, but the public key in it is not the pinned one; it has this. Trying again cannot
     /// help.
     Pin(SpkiPin),
@@ -31,6 +33,39 @@ pub enum NetError {
     Tls(String),
     /// Anything else the kernel said.
     Io(io::ErrorKind),
+}
+
+/// What is wrong with a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateFault {
+    /// It is for other hosts than the one that was called.
+    Name,
+    /// It has run out, or is not good yet; or our clock is wrong.
+    Time,
+    /// All the rest: mostly, nobody that we trust has signed it.
+    Issuer,
+}
+
+impl CertificateFault {
+    fn of(error: &rustls::Error) -> Self {
+        // Not an exhaustive match: the enum is not ours and marked to grow.
+        if let rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) = error
+        {
+            Self::Name
+        } else if let rustls::Error::InvalidCertificate(
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. },
+        ) = error
+        {
+            Self::Time
+        } else {
+            Self::Issuer
+        }
+    }
 }
 
 /// Longest text of a TLS or certificate error that is kept, in bytes: a certificate may name hundreds of hosts.
@@ -47,7 +82,7 @@ impl NetError {
             Self::Unreachable => "unreachable",
             Self::Unresolved => "unresolved",
             Self::Exhausted => "exhausted",
-            Self::Certificate(_) => "certificate",
+            Self::Certificate(..) => "certificate",
             Self::Pin(_) => "pin",
             Self::Tls(_) => "tls",
             Self::Io(_) => "io",
@@ -65,7 +100,7 @@ impl NetError {
             | Self::Unresolved
             | Self::Exhausted
             | Self::Io(_) => true,
-            Self::Certificate(_) | Self::Pin(_) | Self::Tls(_) => false,
+            Self::Certificate(..) | Self::Pin(_) | Self::Tls(_) => false,
         }
     }
 
@@ -82,7 +117,7 @@ impl NetError {
                 | rustls::Error::NoCertificatesPresented
                 | rustls::Error::UnsupportedNameType
         ) {
-            Self::Certificate(text)
+            Self::Certificate(CertificateFault::of(error), text)
         } else {
             Self::Tls(text)
         }
@@ -111,7 +146,7 @@ impl fmt::Display for NetError {
             Self::Unreachable => f.write_str("address cannot be reached"),
             Self::Unresolved => f.write_str("name could not be resolved"),
             Self::Exhausted => f.write_str("out of descriptors, local ports or resolver places"),
-            Self::Certificate(text) => write!(f, "certificate refused: {text}"),
+            Self::Certificate(_, text) => write!(f, "certificate refused: {text}"),
             Self::Pin(met) => write!(
                 f,
                 "the certificate is good, but the public key in it is not the pinned one: it has the pin {met}"
@@ -183,6 +218,14 @@ mod tests {
         let error = NetError::from(io::Error::new(io::ErrorKind::InvalidData, error));
         assert_eq!(error.kind(), "certificate");
         assert!(!error.is_retryable());
+        for (error, fault) in [
+            (CertificateError::UnknownIssuer, CertificateFault::Issuer),
+            (CertificateError::NotValidForName, CertificateFault::Name),
+            (CertificateError::Expired, CertificateFault::Time),
+        ] {
+            let error = NetError::from_tls(&error.into());
+            assert!(matches!(error, NetError::Certificate(found, _) if found == fault));
+        }
         assert!(NetError::Reset.is_retryable());
     }
 

@@ -50,7 +50,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use cores::{Backend, CoreEnd, CoreMain, CoreThread, run_here, spawn_core, spawn_core_watched};
 pub use epoll::{Epoll, EpollListener, EpollSleep, EpollStream};
-pub use error::NetError;
+pub use error::{CertificateFault, NetError};
 pub use guard::task_panics;
 pub use hyper_rt::{HyperExecutor, HyperSleep, HyperTimer};
 pub use limits::{LimitChange, LimitsRaised, raise_limits};

@@ -252,7 +252,7 @@ impl From<NoRoom> for OpError {
 mod tests {
     use std::sync::Arc;
 
-    use tsp_kms::{KmsKind, KmsOperation};
+    use tsp_kms::{Blame, KmsKind, KmsOperation};
 
     use super::*;
 
@@ -285,6 +285,7 @@ mod tests {
                 aws,
                 wrap,
                 Retry::Transient,
+                Blame::Network,
                 "connection refused",
             )),
             OpError::EventRejected,

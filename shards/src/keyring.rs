@@ -24,7 +24,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
-use tsp_kms::{KmsError, KmsOperation, Retry};
+use tsp_kms::{Blame, KmsError, KmsOperation, Retry};
 use tsp_rt::{Rt, mailbox};
 use tsp_wire::{KmsConfigId, TenantId, edek::EncryptedDeks};
 
@@ -235,7 +235,13 @@ impl Keyring {
                 let kind = config.kms.as_ref().map(|kms| kms.kind());
                 kind.map_or(Reply::ByYourself, |kind| {
                     let why = "no answer came before the operation's deadline";
-                    Reply::Unavailable(KmsError::unreachable(kind, operation, retry, why))
+                    Reply::Unavailable(KmsError::unreachable(
+                        kind,
+                        operation,
+                        retry,
+                        Blame::Kms,
+                        why,
+                    ))
                 })
             }
         }

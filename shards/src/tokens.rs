@@ -16,7 +16,8 @@ use std::{
 
 use tokio::sync::oneshot;
 use tsp_kms::{
-    CredentialId, Kms, KmsError, KmsOperation, RemoteKms, Retry, Session, Signed, Token, TokenStep,
+    Blame, CredentialId, Kms, KmsError, KmsOperation, RemoteKms, Retry, Session, Signed, Token,
+    TokenStep,
 };
 use tsp_rt::Rt;
 
@@ -179,6 +180,7 @@ impl<R: Rt> Tokens<R> {
                 remote.kind(),
                 KmsOperation::Token,
                 Retry::No,
+                Blame::Kms,
                 "no token came in time",
             )),
         }
@@ -326,6 +328,7 @@ impl<R: Rt> Tokens<R> {
             remote.kind(),
             KmsOperation::Token,
             Retry::No,
+            Blame::Endpoint,
             "its token endpoint asks for ever more steps",
         ))
     }
@@ -351,6 +354,7 @@ impl<R: Rt> Tokens<R> {
                         remote.kind(),
                         KmsOperation::Token,
                         Retry::Transient,
+                        Blame::Proxy,
                         "too many signatures wait to be made",
                     ));
                 }

@@ -68,6 +68,9 @@ const TRANSIENT_PAUSE_MAX: Duration = Duration::from_millis(50);
 const THROTTLED_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// What a call was doing when the KMS itself was late.
+/// What a call is doing while it has no connection.
+const CONNECTING: &str = "connecting";
+
 const WAITING_FOR_ANSWER: &str = "waiting for the KMS";
 
 /// Longest wait for a connection to become ready again after its answer has been read.
@@ -470,7 +473,7 @@ impl<R: Rt> Pool<R> {
         }
         let deadline = deadline.min(now + self.limits.kms_connect_timeout);
         let connected = self
-            .by(deadline, "connecting", self.connect_to_any(deadline))
+            .by(deadline, CONNECTING, self.connect_to_any(deadline))
             .await;
         match &connected {
             Ok(Ok(_)) => self.breaker.succeeded(),

@@ -5,8 +5,8 @@ use std::{
 
 use hyper::HeaderMap;
 use serde_json::json;
-use tsp_kms::{HttpAnswer, Kms, KmsError, KmsKind, KmsOperation, Retry};
-use tsp_rt::{NetError, tls::SpkiPin};
+use tsp_kms::{Blame, HttpAnswer, Kms, KmsError, KmsKind, KmsOperation, Retry};
+use tsp_rt::{CertificateFault, NetError, tls::SpkiPin};
 use tsp_shards::{AddressKind, Forbidden, ProbeError, ProbeFailure, Stage};
 use tsp_wire::{
     Secret,
@@ -273,10 +273,23 @@ fn each_failure_on_the_way_has_its_diagnosis() {
         ),
         net(
             Stage::Tls,
-            NetError::Certificate("unknown issuer".into()),
+            NetError::Certificate(CertificateFault::Issuer, "unknown issuer".into()),
             Check::Tls,
             "certificate_refused",
         ),
+        net(
+            Stage::Tls,
+            NetError::Certificate(CertificateFault::Name, "not localhost".into()),
+            Check::Tls,
+            "certificate_for_another_name",
+        ),
+        net(
+            Stage::Tls,
+            NetError::Certificate(CertificateFault::Time, "expired".into()),
+            Check::Tls,
+            "certificate_expired",
+        ),
+        net(Stage::Answer, NetError::Timeout, Check::Wrap, "no_answer"),
         net(
             Stage::Tls,
             NetError::Pin(SpkiPin([7; 32])),
@@ -434,7 +447,13 @@ fn the_report_tells_of_each_failure_what_whose_and_what_to_do() {
 
 #[test]
 fn an_unreachable_token_endpoint_is_the_credentials_failure() {
-    let why = KmsError::unreachable(KmsKind::Azure, KmsOperation::Token, Retry::No, "gone");
+    let why = KmsError::unreachable(
+        KmsKind::Azure,
+        KmsOperation::Token,
+        Retry::No,
+        Blame::Kms,
+        "gone",
+    );
     assert_eq!(
         named(&Diagnosis::of_kms(&why)),
         (Check::Credential, "kms_in_trouble")

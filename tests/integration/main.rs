@@ -18,6 +18,7 @@ mod clients;
 mod dev;
 mod doctor;
 mod events;
+mod faults;
 mod hostile;
 mod http;
 mod leases;

@@ -78,11 +78,11 @@ pub(super) fn read_unwrap(
     };
     // 32 bytes are 43 digits and one padding; the decoder refuses everything else of this length.
     if plaintext.len() != 44 {
-        return unusable("the blob does not hold a key of 32 bytes");
+        return unusable(KmsError::NOT_A_KEY);
     }
     Dek::try_fill_with(|dek| match BASE64.decode_slice(plaintext, dek) {
         Ok(Dek::LEN) => Ok(()),
-        Ok(_) => Err("the blob does not hold a key of 32 bytes"),
+        Ok(_) => Err(KmsError::NOT_A_KEY),
         Err(_) => Err("its Plaintext is not the base64 of 32 bytes"),
     })
     .or_else(unusable)
@@ -90,7 +90,7 @@ pub(super) fn read_unwrap(
 
 /// KMS said yes, but what it gave cannot be used.
 fn unusable(operation: KmsOperation, answer: &HttpAnswer<'_>, why: &'static str) -> KmsError {
-    KmsError::new(operation.failed(), KIND, operation, Clean::ours(why))
+    KmsError::unusable(KIND, operation, why)
         .with_request_id(answer.header(REQUEST_ID).and_then(Clean::request_id))
 }
 

@@ -22,8 +22,8 @@ use super::{
     xml,
 };
 use crate::{
-    CredentialId, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsOperation, Session,
-    Token, TokenCall,
+    CredentialId, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsOperation, Session, Token,
+    TokenCall,
     config::visible,
     http::{sensitive, value},
     text::Clean,
@@ -135,13 +135,8 @@ impl Role {
             return Err(refusal(KmsOperation::Token, answer, SignedWith::Configured));
         }
         self.session_in(answer, now).map_err(|why| {
-            KmsError::new(
-                KmsErrorKind::Unreachable,
-                KIND,
-                KmsOperation::Token,
-                Clean::ours(why),
-            )
-            .with_request_id(answer.header(REQUEST_ID).and_then(Clean::request_id))
+            KmsError::unusable(KIND, KmsOperation::Token, why)
+                .with_request_id(answer.header(REQUEST_ID).and_then(Clean::request_id))
         })
     }
 

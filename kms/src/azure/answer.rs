@@ -15,7 +15,7 @@ use tsp_wire::Dek;
 
 use super::{AzureKms, Blob, KIND, api_name, is_version};
 use crate::{
-    HttpAnswer, KmsError, KmsErrorKind, KmsOperation,
+    Blame, HttpAnswer, KmsError, KmsErrorKind, KmsOperation,
     class::{Class, Refusal},
     json::{lent, text},
     text::{Clean, is_uuid},
@@ -101,7 +101,7 @@ impl AzureKms {
             match BASE64URL.decode_slice(value, dek) {
                 Ok(Dek::LEN) if value.len() == 43 => Ok(()),
                 Ok(_) | Err(base64::DecodeSliceError::OutputSliceTooSmall) => {
-                    Err("the blob does not hold a key of 32 bytes")
+                    Err(KmsError::NOT_A_KEY)
                 }
                 Err(base64::DecodeSliceError::DecodeError(_)) => {
                     Err("its value is not base64url without padding")
@@ -124,13 +124,14 @@ impl AzureKms {
                     Clean::naming(
                         "the vault belongs to tenant ",
                         tenant,
-                        ", which is not the configured one",
+                        ", and not to the configured tenantGuid",
                     )
                 })
                 .flatten()
         }) {
             let kind = KmsErrorKind::Configuration;
             return KmsError::new(kind, KIND, operation, sentence)
+                .with_blame(Blame::Credentials)
                 .with_code(said.shown_code())
                 .with_request_id(request_id.and_then(Clean::request_id));
         }
@@ -154,7 +155,7 @@ impl AzureKms {
 
 /// The vault said yes, but what it gave cannot be used.
 fn unusable(operation: KmsOperation, answer: &HttpAnswer<'_>, why: &'static str) -> KmsError {
-    KmsError::new(operation.failed(), KIND, operation, Clean::ours(why))
+    KmsError::unusable(KIND, operation, why)
         .with_request_id(answer.header(REQUEST_ID).and_then(Clean::request_id))
 }
 

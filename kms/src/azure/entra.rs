@@ -317,13 +317,8 @@ fn seconds(value: Option<&RawValue>) -> Option<Duration> {
 
 /// Entra said yes, or somebody did in its place, but what came cannot be used.
 fn unusable(answer: &HttpAnswer<'_>, why: &'static str) -> KmsError {
-    KmsError::new(
-        KmsErrorKind::Unreachable,
-        KIND,
-        KmsOperation::Token,
-        Clean::ours(why),
-    )
-    .with_request_id(answer.header(REQUEST_ID).and_then(Clean::request_id))
+    KmsError::unusable(KIND, KmsOperation::Token, why)
+        .with_request_id(answer.header(REQUEST_ID).and_then(Clean::request_id))
 }
 
 const REQUEST_ID: &str = "x-ms-request-id";

@@ -12,7 +12,7 @@ use tsp_wire::Dek;
 
 use super::{BLOB_BYTES_MAX, KIND, api_name, config::KeyName};
 use crate::{
-    HttpAnswer, KmsError, KmsOperation, Retry,
+    Blame, HttpAnswer, KmsError, KmsOperation, Retry,
     class::{Class, Refusal},
     http::RETRY_AFTER_MAX,
     json::{lent, text},
@@ -34,7 +34,7 @@ pub(super) fn read_wrap(answer: &HttpAnswer<'_>, key: &KeyName) -> Result<Vec<u8
 
     const OPERATION: KmsOperation = KmsOperation::Wrap;
     let unusable = |why| Err(unusable(OPERATION, why));
-    let damaged = |why| Err(damaged(OPERATION, why));
+    let damaged = |why| damaged(OPERATION, why);
     if answer.status != 200 {
         return Err(refusal(OPERATION, answer));
     }
@@ -57,13 +57,20 @@ pub(super) fn read_wrap(answer: &HttpAnswer<'_>, key: &KeyName) -> Result<Vec<u8
         return unusable("its ciphertext is empty");
     }
     if checksum(encrypted.sum) != Some(crc32c::crc32c(&blob)) {
-        return damaged("its ciphertext does not match the checksum that came with it");
+        return Err(damaged(
+            "its ciphertext does not match the checksum that came with it",
+        ));
     }
     if encrypted.verified.is_none_or(|flag| flag.get() != "true") {
-        return damaged("it did not compare the key that it encrypted with the key's checksum");
+        return Err(damaged(
+            "it did not compare the key that it encrypted with the key's checksum",
+        ));
     }
     if !text(encrypted.name).is_some_and(|name| key.covers(&name)) {
-        return damaged("it encrypted with another key than the configured one");
+        return Err(
+            damaged("it encrypted with another key than the configured one")
+                .with_blame(Blame::Endpoint),
+        );
     }
     Ok(blob)
 }
@@ -87,18 +94,18 @@ pub(super) fn read_unwrap(answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {
     };
     // An empty plaintext is left out, as all that is empty.
     let Some(plaintext) = plaintext else {
-        return Err(unusable("the blob does not hold a key of 32 bytes"));
+        return Err(unusable(KmsError::NOT_A_KEY));
     };
     let Some(plaintext) = lent(plaintext) else {
         return Err(unusable("its plaintext is not a plain string"));
     };
     // 32 bytes are 43 digits and one padding; the decoder refuses everything else of this length.
     if plaintext.len() != 44 {
-        return Err(unusable("the blob does not hold a key of 32 bytes"));
+        return Err(unusable(KmsError::NOT_A_KEY));
     }
     let dek = Dek::try_fill_with(|dek| match BASE64.decode_slice(plaintext, dek) {
         Ok(Dek::LEN) => Ok(()),
-        Ok(_) => Err(unusable("the blob does not hold a key of 32 bytes")),
+        Ok(_) => Err(unusable(KmsError::NOT_A_KEY)),
         Err(_) => Err(unusable("its plaintext is not the base64 of 32 bytes")),
     })?;
     if checksum(sum) != Some(crc32c::crc32c(dek.expose())) {
@@ -117,12 +124,14 @@ fn checksum(value: Option<&RawValue>) -> Option<u32> {
 
 /// The KMS said yes, but what it gave cannot be used.
 fn unusable(operation: KmsOperation, why: &'static str) -> KmsError {
-    KmsError::new(operation.failed(), KIND, operation, Clean::ours(why))
+    KmsError::unusable(KIND, operation, why)
 }
 
 /// The same where it may have been altered on its way, so that asking again can help.
 fn damaged(operation: KmsOperation, why: &'static str) -> KmsError {
-    unusable(operation, why).with_retry(Retry::Transient)
+    unusable(operation, why)
+        .with_retry(Retry::Transient)
+        .with_blame(Blame::Alteration)
 }
 
 /// The KMS, or something on the way, said no.

@@ -19,14 +19,15 @@ use tsp_wire::{Secret, snapshot::GcpTokenKind};
 
 use super::{JSON, KIND, api_name, config::GcpKey};
 use crate::{
-    CredentialId, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsOperation, Retry,
-    Session, Signed, Token, TokenCall, TokenStep,
+    Blame, CredentialId, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsOperation,
+    Retry, Session, Signed, Token, TokenCall, TokenStep,
     class::{Class, Refusal},
     config::visible,
     form,
     http::value,
     json::{lent, text},
     rsa::RsaKey,
+    session::Clock,
     text::Clean,
     token::{Proof, Renewal},
 };
@@ -88,9 +89,15 @@ impl Account {
         refused: Option<&KmsError>,
         session: &mut Session,
         now: SystemTime,
-    ) -> TokenStep {
+    ) -> Result<TokenStep, KmsError> {
         let before_s = session.clock.correct(now);
-        if let Some(server_time) = refused.and_then(KmsError::server_time) {
+        if let Some(error) = refused
+            && let Some(server_time) = error.server_time()
+        {
+            if Clock::is_beyond_repair(server_time, now) {
+                // No token of ours can be good, and Cloud KMS does not say so.
+                return Err(error.clone().with_retry(Retry::No).with_blame(Blame::Clock));
+            }
             session.clock.learn(server_time, now);
         }
         let now_s = session.clock.correct(now);
@@ -105,13 +112,13 @@ impl Account {
             GcpTokenKind::SelfSigned => self.way_back && session.own_tokens_refused,
         };
         let account = Arc::clone(self);
-        TokenStep::Sign(Box::new(move || {
+        Ok(TokenStep::Sign(Box::new(move || {
             if by_endpoint {
                 account.signed_call(now_s)
             } else {
                 account.own_token(now_s, now)
             }
-        }))
+        })))
     }
 
     /// A token of the account's own.
@@ -270,12 +277,7 @@ const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
 /// Google said yes, or somebody did in its place, but what came cannot be used.
 fn unusable(why: &'static str) -> KmsError {
-    KmsError::new(
-        KmsErrorKind::Unreachable,
-        KIND,
-        KmsOperation::Token,
-        Clean::ours(why),
-    )
+    KmsError::unusable(KIND, KmsOperation::Token, why)
 }
 
 /// The token endpoint, or something on the way, said no.

@@ -9,7 +9,7 @@ use tsp_wire::Dek;
 
 use super::{Blob, KIND, KeyKind};
 use crate::{
-    HttpAnswer, KmsError, KmsOperation, Retry,
+    Blame, HttpAnswer, KmsError, KmsOperation, Retry,
     class::{Class, Refusal},
     json::{lent, text},
     text::Clean,
@@ -37,6 +37,9 @@ pub(super) fn read_wrap(answer: &HttpAnswer<'_>, kind: KeyKind) -> Result<Blob, 
     let Ok(encrypted) = serde_json::from_slice::<Encrypted<'_>>(answer.body) else {
         return Err(unusable("its answer is not the JSON of an encryption"));
     };
+    if encrypted.ciphertext.is_none() {
+        return Err(unusable("its answer holds no ciphertext"));
+    }
     let bytes = |value: Option<&RawValue>, bytes_max: usize| {
         let digits = lent(value?)?;
         let short = digits.len() <= bytes_max.div_ceil(3) * 4;
@@ -49,7 +52,8 @@ pub(super) fn read_wrap(answer: &HttpAnswer<'_>, kind: KeyKind) -> Result<Blob, 
     ) else {
         return Err(unusable(
             "its answer does not hold ciphertext, tag and iv of AES-GCM, so the key may be of another type",
-        ));
+        )
+        .with_blame(Blame::Key));
     };
     let version = encrypted
         .version
@@ -107,11 +111,11 @@ pub(super) fn read_unwrap(answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {
     };
     // 32 bytes are 43 digits and one padding; the decoder refuses everything else of this length.
     if plaintext.len() != 44 {
-        return Err(unusable("the blob does not hold a key of 32 bytes"));
+        return Err(unusable(KmsError::NOT_A_KEY));
     }
     Dek::try_fill_with(|dek| match BASE64.decode_slice(plaintext, dek) {
         Ok(Dek::LEN) => Ok(()),
-        Ok(_) => Err("the blob does not hold a key of 32 bytes"),
+        Ok(_) => Err(KmsError::NOT_A_KEY),
         Err(_) => Err("its plaintext is not the base64 of 32 bytes"),
     })
     .map_err(unusable)
@@ -119,7 +123,7 @@ pub(super) fn read_unwrap(answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {
 
 /// The appliance said yes, but what it gave cannot be used.
 fn unusable(operation: KmsOperation, why: &'static str) -> KmsError {
-    KmsError::new(operation.failed(), KIND, operation, Clean::ours(why))
+    KmsError::unusable(KIND, operation, why)
 }
 
 /// The appliance, or something on the way, said no.

@@ -15,10 +15,9 @@ use zeroize::Zeroizing;
 
 use super::{KIND, answer};
 use crate::{
-    CredentialId, Endpoint, HttpAnswer, KmsError, KmsErrorKind, KmsOperation, Retry, Token,
+    CredentialId, Endpoint, HttpAnswer, KmsError, KmsOperation, Retry, Token,
     config::visible,
     json::{Member, lent, object, secret_string},
-    text::Clean,
     token::{Proof, Renewal},
 };
 
@@ -181,14 +180,7 @@ impl User {
             refresh_token: Option<&'a RawValue>,
         }
 
-        let unusable = |why| {
-            KmsError::new(
-                KmsErrorKind::Unreachable,
-                KIND,
-                KmsOperation::Token,
-                Clean::ours(why),
-            )
-        };
+        let unusable = |why| KmsError::unusable(KIND, KmsOperation::Token, why);
         if answer.status != 200 {
             return Err(answer::refusal(KmsOperation::Token, answer));
         }

@@ -545,7 +545,13 @@ fn a_domain_that_is_refused_is_left_out_until_that_is_refused_too() {
         let sent = step(&*kms, None, None, &mut session).unwrap();
         assert_eq!(with_domain(&sent), (true, true));
         // A failure that says nothing about it changes nothing.
-        let lost = KmsError::unreachable(KIND, KmsOperation::Token, Retry::Transient, "timeout");
+        let lost = KmsError::unreachable(
+            KIND,
+            KmsOperation::Token,
+            Retry::Transient,
+            crate::Blame::Kms,
+            "timeout",
+        );
         let sent = step(&*kms, None, Some(&lost), &mut session).unwrap();
         assert_eq!(with_domain(&sent), (true, true));
         let sent = step(&*kms, None, Some(&error), &mut session).unwrap();

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use tsp_kms::{KmsError, KmsKind, KmsOperation, Retry};
-use tsp_rt::NetError;
+use tsp_kms::{Blame, KmsError, KmsKind, KmsOperation, Retry};
+use tsp_rt::{CertificateFault, NetError};
 
-use super::WAITING_FOR_ANSWER;
+use super::{CONNECTING, WAITING_FOR_ANSWER};
 use crate::destinations::Forbidden;
 
 /// Why there is no answer.
@@ -41,14 +41,51 @@ impl CallError {
                 KmsError::not_the_pinned_key(provider, operation, why)
             }
             Self::Forbidden(_) => KmsError::forbidden_endpoint(provider, operation, why),
+            Self::AnswerTooLong => {
+                KmsError::unusable(provider, operation, "the answer is too long")
+            }
             Self::TooManyWaiters
             | Self::Late(_)
             | Self::Connect(_)
             | Self::Http(_)
-            | Self::AnswerTooLong
             | Self::Down
             | Self::Broken
-            | Self::Roots => KmsError::unreachable(provider, operation, self.retry(), why),
+            | Self::Roots => {
+                KmsError::unreachable(provider, operation, self.retry(), self.blame(), why)
+            }
+        }
+    }
+
+    /// What is at fault.
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Late(what) if *what == CONNECTING => Blame::Network,
+            // Otherwise places and answers do not come because the KMS is slow.
+            Self::TooManyWaiters | Self::Late(_) | Self::Down => Blame::Kms,
+            Self::Connect(NetError::Certificate(CertificateFault::Name, _)) => {
+                Blame::CertificateName
+            }
+            Self::Connect(NetError::Certificate(CertificateFault::Time, _)) => {
+                Blame::CertificateTime
+            }
+            Self::Connect(NetError::Certificate(CertificateFault::Issuer, _)) | Self::Roots => {
+                Blame::CertificateIssuer
+            }
+            Self::Connect(NetError::Pin(_)) => Blame::Pin,
+            Self::Connect(NetError::Exhausted) | Self::Broken => Blame::Proxy,
+            Self::Connect(
+                NetError::Timeout
+                | NetError::Refused
+                | NetError::Reset
+                | NetError::Unreachable
+                | NetError::Unresolved
+                | NetError::Tls(_)
+                | NetError::Io(_),
+            ) => Blame::Network,
+            Self::Forbidden(_) => Blame::Address,
+            Self::Http(why) if why.is_parse() => Blame::Endpoint,
+            Self::Http(_) => Blame::Network,
+            Self::AnswerTooLong => Blame::Endpoint,
         }
     }
 

@@ -8,8 +8,8 @@ use std::{
 
 use serde_json::Value;
 use tempfile::TempDir;
-pub(crate) use tsp_loadtest::kmssim::{Client, ClientKey, Provider, SampleShape};
-use tsp_loadtest::kmssim::{Kmssim, Options, Sample, TspConfig};
+use tsp_loadtest::kmssim::{Authority, Kmssim, Options, TspConfig};
+pub(crate) use tsp_loadtest::kmssim::{Client, ClientKey, Provider, Sample, SampleShape};
 
 use super::{
     config::{As, local_kms, tenant},
@@ -42,13 +42,18 @@ impl Simulator {
 
     #[track_caller]
     pub(crate) fn with(shape: &SampleShape) -> Self {
-        Self::listening_on(Ipv4Addr::LOCALHOST, shape)
+        Self::of(Ipv4Addr::LOCALHOST, Sample::new(shape))
     }
 
     /// The same on another address of the loopback, which is none of the names in the certificate.
     #[track_caller]
     pub(crate) fn listening_on(address: Ipv4Addr, shape: &SampleShape) -> Self {
-        let sample = Sample::new(shape);
+        Self::of(address, Sample::new(shape))
+    }
+
+    /// A world that was made, or changed, by the test.
+    #[track_caller]
+    pub(crate) fn of(address: Ipv4Addr, sample: Sample) -> Self {
         let clients = sample.clients.clone();
         let options = Options {
             listen: SocketAddr::from((address, 0)),
@@ -80,6 +85,11 @@ impl Simulator {
     /// The pin of its certificate's key.
     pub(crate) fn spki_pin(&self) -> &str {
         self.running.spki_pin()
+    }
+
+    /// Who signed its certificate.
+    pub(crate) fn authority(&self) -> &Authority {
+        self.running.authority()
     }
 
     /// The file of the authority that signed its certificate.

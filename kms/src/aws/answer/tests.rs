@@ -378,9 +378,9 @@ fn a_refused_time_asks_for_a_repair_and_a_refused_secret_does_not() {
             "{body}"
         );
         assert!(
-            error
-                .to_string()
-                .ends_with("The proxy's clock and the KMS's disagree."),
+            error.to_string().ends_with(
+                "The proxy's clock and the KMS's disagree: set the proxy's by a time server."
+            ),
             "{error}"
         );
         // Without the server's time, or with nonsense for it, there is nothing to repair by.
@@ -465,7 +465,7 @@ fn a_message_names_provider_operation_code_request_and_remedy() {
         error.to_string(),
         "AWS KMS could not wrap the key (AccessDeniedException, request 0a1b2c3d-0000-4000-8000-0123456789ab): \
          User: arn:aws:iam::111122223333:user/u is not authorized to perform: kms:Encrypt. \
-         Check the key and its permissions in the KMS config."
+         Check key and region in the KMS config, and the key's state and permissions at the KMS."
     );
     assert_eq!(
         refused(
@@ -476,10 +476,11 @@ fn a_message_names_provider_operation_code_request_and_remedy() {
         )
         .to_string(),
         "AWS KMS could not unwrap the key (InvalidCiphertextException): it answered Decrypt with HTTP status 400: \
-         the blob is not this key's, or was altered."
+         the ciphertext does not decrypt. The EDEK was altered, or was made with another key."
     );
     assert_eq!(
         refused(KmsOperation::Unwrap, 503, &[], "<html>").to_string(),
-        "AWS KMS could not unwrap the key: it answered Decrypt with HTTP status 503: the service is not available."
+        "AWS KMS could not unwrap the key: it answered Decrypt with HTTP status 503: the service is not available. \
+         The KMS is slow or in trouble; try again later."
     );
 }

@@ -280,7 +280,7 @@ fn requests_to_kms_are_signed_with_the_session_and_not_without() {
     let wrap = aws.wrap_request(&dek, None, &mut session, now());
     let unwrap = aws.unwrap_request(b"blob", None, &mut session, now());
     for error in [wrap.unwrap_err(), unwrap.unwrap_err()] {
-        assert_eq!(error.kind(), KmsErrorKind::Authorization);
+        assert_eq!(error.kind(), crate::KmsErrorKind::Authorization);
     }
     let read = |secret: &str| {
         let body = session_xml("2026-01-15T11:15:30Z").replace("session/secret+key", secret);
@@ -360,7 +360,11 @@ fn an_answer_without_a_usable_session_gives_no_token() {
         let error = read(&body).unwrap_err();
         assert_eq!(
             (error.kind(), error.retry(), error.operation()),
-            (KmsErrorKind::Unreachable, Retry::No, KmsOperation::Token),
+            (
+                crate::KmsErrorKind::Unreachable,
+                Retry::No,
+                KmsOperation::Token
+            ),
             "{body}"
         );
     }
@@ -383,7 +387,7 @@ fn a_refusal_names_sts_and_what_to_check() {
         aws.read_token(&answer, now()).unwrap_err().to_string(),
         "AWS STS gave no token (AccessDenied, request 0a1b2c3d-0000-4000-8000-0123456789ab): \
          User: arn:aws:iam::111122223333:user/tsp is not authorized to perform: sts:AssumeRole on resource: \
-         arn:aws:iam::444455556666:role/tsp-kms. Check what the credentials in the KMS config are allowed to do."
+         arn:aws:iam::444455556666:role/tsp-kms. Check the credentials in the KMS config, and what they are allowed to do at the KMS."
     );
 }
 

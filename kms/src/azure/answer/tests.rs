@@ -269,7 +269,7 @@ fn the_message_says_what_azure_said() {
     assert_eq!(
         error.to_string(),
         "Azure Key Vault could not unwrap the key (KeyDisabled, request 0a1b2c3d-0000-4000-8000-0123456789ab): \
-         Operation unwrapKey is not allowed on a disabled key. Check the key and its permissions in the KMS config."
+         Operation unwrapKey is not allowed on a disabled key. Check that the KMS config names the key that made the EDEK, and the key's state and permissions at the KMS."
     );
 }
 
@@ -353,8 +353,8 @@ fn a_vault_of_another_tenant_says_whose_it_is() {
             error.to_string(),
             format!(
                 "Azure Key Vault could not unwrap the key (Unauthorized, request 0a1b2c3d-0000-4000-8000-0123456789ab): \
-                 the vault belongs to tenant {OTHER}, which is not the configured one. \
-                 Check the key and its permissions in the KMS config."
+                 the vault belongs to tenant {OTHER}, and not to the configured tenantGuid. \
+                 Check the credentials in the KMS config."
             )
         );
     }

@@ -378,17 +378,17 @@ fn messages_say_what_a_tenant_needs_to_know_and_no_names_of_keys() {
         refused(KmsOperation::Unwrap, 403, &body).to_string(),
         "Google Cloud KMS could not unwrap the key (IAM_PERMISSION_DENIED): Permission \
          'cloudkms.cryptoKeyVersions.useToDecrypt' denied on resource '[cut]' (or it may not exist). \
-         Check the key and its permissions in the KMS config."
+         Check that the KMS config names the key that made the EDEK, and the key's state and permissions at the KMS."
     );
     let body = error_json(400, "FAILED_PRECONDITION", "", DISABLED);
     assert_eq!(
         refused(KmsOperation::Wrap, 400, &body).to_string(),
         "Google Cloud KMS could not wrap the key (FAILED_PRECONDITION): [cut] is not enabled, current state is: \
-         DISABLED. Check the key and its permissions in the KMS config."
+         DISABLED. Check the key in the KMS config, and its state and permissions at the KMS."
     );
     assert_eq!(
         refused(KmsOperation::Wrap, 404, "<!DOCTYPE html>").to_string(),
-        "Google Cloud KMS could not wrap the key: it answered encrypt with HTTP status 404: the key cannot be used, \
-         or a permission is missing. Check the key and its permissions in the KMS config."
+        "Google Cloud KMS could not wrap the key: it answered encrypt with HTTP status 404: that is not how this \
+         KMS refuses. Check the endpoint in the KMS config: whoever answers there does not speak as this KMS does."
     );
 }

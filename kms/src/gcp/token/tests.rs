@@ -381,7 +381,8 @@ fn a_refusal_names_what_the_endpoint_said() {
     );
     assert_eq!(
         read_token(503, None, "<html>").unwrap_err().to_string(),
-        "Google Cloud KMS gave no token: it answered a token request with HTTP status 503: the service is not available."
+        "Google Cloud KMS gave no token: it answered a token request with HTTP status 503: the service is not available. \
+         The KMS is slow or in trouble; try again later."
     );
 }
 
@@ -454,6 +455,28 @@ fn a_wrong_clock_is_learnt_from_the_answer_that_refuses_a_token() {
     let error = refused(None, "JWT_TOKEN_INVALID");
     let token = own_token(step(&*gcp, Some(&error), &mut session, ours));
     assert_eq!(issued_at(&token), -910);
+}
+
+#[test]
+fn a_clock_that_is_off_by_more_than_a_day_is_named_as_what_is_wrong() {
+    let gcp = gcp(&doc());
+    for ours in [
+        now() - Duration::from_secs(172_800),
+        now() + Duration::from_secs(172_800),
+    ] {
+        let mut session = Session::default();
+        step(&*gcp, None, &mut session, ours);
+        let error = refused(Some(now()), "JWT_TOKEN_INVALID");
+        assert_eq!(error.blame(), Blame::Credentials);
+        let error = gcp
+            .token_step(None, Some(&error), &mut session, ours)
+            .map(drop)
+            .unwrap_err();
+        assert_eq!(
+            (error.blame(), error.retry(), error.code()),
+            (Blame::Clock, Retry::No, Some("JWT_TOKEN_INVALID"))
+        );
+    }
 }
 
 #[test]

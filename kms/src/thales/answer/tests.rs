@@ -220,7 +220,7 @@ fn the_message_says_what_the_appliance_said() {
         refused(KmsOperation::Wrap, 404, body).to_string(),
         "Thales CipherTrust could not wrap the key \
          (NCERRResourceNotFound, request 0a1b2c3d-0000-4000-8000-0123456789ab): Resource not found. \
-         Check the key and its permissions in the KMS config."
+         Check the key in the KMS config, and its state and permissions at the KMS."
     );
 }
 
