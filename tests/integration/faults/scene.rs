@@ -1,4 +1,8 @@
 //! All faults of the table at once: a tenant and a KMS config for each, simulators, broken endpoints, one configuration file.
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "most questions about how a fault is made are about one kind of it"
+)]
 
 use std::{net::Ipv4Addr, path::PathBuf};
 

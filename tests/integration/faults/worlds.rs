@@ -11,7 +11,7 @@ use crate::support::kmssim::ClientKey;
 pub(super) const STRANGERS_KEY: &str =
     include_str!("../../../loadtest/src/kmssim/data/azure-client-key-TEST-ONLY.pem");
 
-fn find<'a, T>(entries: &'a mut [T], is_it: impl Fn(&T) -> bool) -> &'a mut T {
+fn find<T>(entries: &mut [T], is_it: impl Fn(&T) -> bool) -> &mut T {
     let mut entries = entries.iter_mut();
     let found = entries.find(|entry| is_it(entry));
     found.expect("the sample has an entry for each of its tenants")
