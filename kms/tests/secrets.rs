@@ -242,7 +242,8 @@ fn an_unreachable_kms_is_named_without_what_was_sent() {
     assert_silent(&error);
     assert_eq!(
         error.to_string(),
-        "AWS KMS could not wrap the key: TLS said [cut] and [cut]."
+        "AWS KMS could not wrap the key: TLS said [cut] and [cut]. Check the endpoint in the KMS config, and the \
+         network between it and the proxy."
     );
 }
 

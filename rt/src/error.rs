@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_certificate_error_is_never_retried_and_a_reset_is() {
-        let error = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let error = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let error = NetError::from(io::Error::new(io::ErrorKind::InvalidData, error));
         assert_eq!(error.kind(), "certificate");
         assert!(!error.is_retryable());

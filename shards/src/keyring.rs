@@ -414,9 +414,11 @@ pub(crate) fn forget<R: Rt>(
     }
     let core = Rc::clone(core);
     let rt = core.rt.clone();
-    rt.spawn(
-        async move { home::send(&core, core.keyring.peers.index, Message::Flush(done)).await },
-    );
+    rt.spawn(async move {
+        let peers = &core.keyring.peers;
+        let flush = Message::Flush(done);
+        peers.deliver(&core.rt, peers.index, flush).await;
+    });
 }
 
 /// The key that `sealed`, a serialized EDEK of the tenant's, holds: from memory, or opened by the tenant's KMS.

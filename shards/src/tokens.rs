@@ -38,6 +38,10 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
 /// Longest time for the fetch of a token, all its calls included: what an operation has in all.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long it is taken for granted that a fetch still runs, or that the home's answer will come. After that another is
+/// begun: one that died must not leave its credential without a token for good.
+const FETCH_LIFE: Duration = Duration::from_secs(10);
+
 /// Calls that one fetch may take: a refresh that is refused, a login, a repair of the clock, and one to spare.
 const FETCH_STEPS_MAX: usize = 6;
 
@@ -78,8 +82,8 @@ struct Entry {
     /// The token that the KMS refused, until the home has been told.
     refused: Option<(Arc<Token>, KmsError)>,
     failed: Option<(KmsError, Instant)>,
-    /// Whether the home has been asked and has not answered.
-    asked: bool,
+    /// Until when an answer of the home is waited for, if it has been asked.
+    asked: Option<Instant>,
     /// No renewal before this.
     renew_not_before: Option<Instant>,
     waiters: Vec<oneshot::Sender<()>>,
@@ -91,7 +95,8 @@ struct Home {
     session: Session,
     last: Option<Arc<Token>>,
     failed: Option<(KmsError, Instant)>,
-    fetching: bool,
+    /// Until when the fetch that was begun may run, if there is one.
+    fetching: Option<Instant>,
 }
 
 impl<R: Rt> fmt::Debug for Tokens<R> {
@@ -152,7 +157,7 @@ impl<R: Rt> Tokens<R> {
                 let token = Rc::clone(token);
                 let due = wall_now >= token.renew_at()
                     && entry.renew_not_before.is_none_or(|time| now >= time);
-                if due && !entry.asked {
+                if due && !runs(entry.asked, now) {
                     entry.renew_not_before = Some(now + RENEWAL_PAUSE);
                     self.ask(credential, kms, entry);
                 }
@@ -163,7 +168,7 @@ impl<R: Rt> Tokens<R> {
             }
             let (give, waiting) = oneshot::channel();
             entry.waiters.push(give);
-            if !entry.asked {
+            if !runs(entry.asked, now) {
                 self.ask(credential, kms, entry);
             }
             waiting
@@ -207,19 +212,25 @@ impl<R: Rt> Tokens<R> {
         self.table
             .borrow_mut()
             .retain(|credential, _| configured.contains(credential));
+        let now = self.rt.now();
         self.homes
             .borrow_mut()
-            .retain(|credential, home| home.fetching || configured.contains(credential));
+            .retain(|credential, home| runs(home.fetching, now) || configured.contains(credential));
     }
 
     /// Drops the tokens of these credentials, on this shard.
     pub(crate) fn forget(&self, credentials: &HashSet<CredentialId>) {
-        self.table
-            .borrow_mut()
-            .retain(|credential, entry| !credentials.contains(credential) || entry.asked);
-        self.homes
-            .borrow_mut()
-            .retain(|credential, home| home.fetching || !credentials.contains(credential));
+        let now = self.rt.now();
+        self.table.borrow_mut().retain(|credential, entry| {
+            let named = credentials.contains(credential);
+            if named {
+                entry.token = None;
+            }
+            !named || runs(entry.asked, now)
+        });
+        self.homes.borrow_mut().retain(|credential, home| {
+            runs(home.fetching, now) || !credentials.contains(credential)
+        });
     }
 
     fn ask(&self, credential: CredentialId, kms: &Arc<Kms>, entry: &mut Entry) {
@@ -232,14 +243,15 @@ impl<R: Rt> Tokens<R> {
         };
         let home = self.peers.home(credential.number());
         // A home whose mailbox is full is asked again by the next operation; those that wait now see their deadline.
-        entry.asked = self.peers.send(home, Message::Ask(ask)).is_ok();
+        let sent = self.peers.send(home, Message::Ask(ask)).is_ok();
+        entry.asked = sent.then(|| self.rt.now() + FETCH_LIFE);
     }
 
     /// As the credential's home: a shard needs a token.
     fn asked(self: &Rc<Self>, ask: Ask) {
         let mut homes = self.homes.borrow_mut();
         let home = homes.entry(ask.credential).or_default();
-        if home.fetching {
+        if runs(home.fetching, self.rt.now()) {
             // What comes of it goes to all shards.
             return;
         }
@@ -258,10 +270,13 @@ impl<R: Rt> Tokens<R> {
             (None, None) => None,
         };
         if let Some(answer) = answer {
-            self.tell(ask.from, ask.credential, answer);
+            let tokens = Rc::clone(self);
+            let (from, message) = (ask.from, Message::Have(ask.credential, answer));
+            self.rt
+                .spawn(async move { tokens.peers.deliver(&tokens.rt, from, message).await });
             return;
         }
-        home.fetching = true;
+        home.fetching = Some(self.rt.now() + FETCH_LIFE);
         let (session, last) = (mem::take(&mut home.session), home.last.take());
         let tokens = Rc::clone(self);
         self.rt
@@ -284,12 +299,13 @@ impl<R: Rt> Tokens<R> {
             let mut homes = self.homes.borrow_mut();
             let home = homes.entry(ask.credential).or_default();
             home.session = session;
-            home.fetching = false;
+            home.fetching = None;
             home.last = fetched.as_ref().ok().map(Arc::clone);
             home.failed = fetched.as_ref().err().map(|why| self.remembered(why));
         }
         for shard in 0..self.peers.len() {
-            self.tell(shard, ask.credential, fetched.clone());
+            let message = Message::Have(ask.credential, fetched.clone());
+            self.peers.deliver(&self.rt, shard, message).await;
         }
     }
 
@@ -363,16 +379,11 @@ impl<R: Rt> Tokens<R> {
         self.upstream.token(remote, *call, deadline).await
     }
 
-    fn tell(&self, shard: usize, credential: CredentialId, result: Result<Arc<Token>, KmsError>) {
-        // A shard with a full mailbox asks again.
-        drop(self.peers.send(shard, Message::Have(credential, result)));
-    }
-
     fn learned(&self, credential: CredentialId, result: Result<Arc<Token>, KmsError>) {
         let mut table = self.table.borrow_mut();
         // A shard that never asked may well need it soon.
         let entry = table.entry(credential).or_default();
-        entry.asked = false;
+        entry.asked = None;
         match result {
             Ok(token) => {
                 entry.token = Some(Rc::new(token));
@@ -396,4 +407,9 @@ impl<R: Rt> Tokens<R> {
         };
         (why.clone(), self.rt.now() + life)
     }
+}
+
+/// Whether what was begun, and may last until `until`, still runs.
+fn runs(until: Option<Instant>, now: Instant) -> bool {
+    until.is_some_and(|until| now < until)
 }

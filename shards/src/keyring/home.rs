@@ -1,10 +1,6 @@
 //! What a tenant's home shard does for all: asks the KMS once, and tells every shard.
 
-use std::{
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{rc::Rc, sync::Arc, time::Instant};
 
 use tokio::sync::oneshot;
 use tsp_kms::{Fingerprint, KmsError, KmsErrorKind};
@@ -25,10 +21,6 @@ use crate::{
     shard::Core,
     snapshot::{KmsHandle, Tenant},
 };
-
-/// Pause before an answer is offered again to a shard whose mailbox is full, and how often.
-const OFFER_PAUSE: Duration = Duration::from_millis(1);
-const OFFERS_MAX: usize = 5_000;
 
 /// What shards tell each other about keys.
 #[derive(Debug)]
@@ -148,7 +140,8 @@ async fn fly<R: Rt>(core: Rc<Core<R>>, ask: Ask) {
     core.keyring.flights.borrow_mut().remove(&ask.id);
     if !for_all {
         let answer = Message::Answer(Box::new(answer));
-        return send(&core, ask.from, answer).await;
+        let peers = &core.keyring.peers;
+        return peers.deliver(&core.rt, ask.from, answer).await;
     }
     for shard in 0..core.keyring.peers.len() {
         let copy = Answer {
@@ -156,7 +149,8 @@ async fn fly<R: Rt>(core: Rc<Core<R>>, ask: Ask) {
             outcome: answer.outcome.clone(),
             ..answer
         };
-        send(&core, shard, Message::Answer(Box::new(copy))).await;
+        let copy = Message::Answer(Box::new(copy));
+        core.keyring.peers.deliver(&core.rt, shard, copy).await;
     }
 }
 
@@ -255,15 +249,4 @@ async fn make<R: Rt>(
         form: LeasedForm::new(config.id, number, &wrapped),
         made,
     })
-}
-
-/// Puts a message into a shard's mailbox, even if that takes a while.
-pub(super) async fn send<R: Rt>(core: &Core<R>, to: usize, mut message: Message) {
-    for _ in 0..OFFERS_MAX {
-        match core.keyring.peers.send(to, message) {
-            Ok(()) => return,
-            Err(back) => message = back,
-        }
-        core.rt.sleep(OFFER_PAUSE).await;
-    }
 }
