@@ -17,11 +17,15 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use tsp_rt::{NetError, Rt};
+use tsp_rt::{
+    NetError, Rt,
+    tls::{self, ClientTls, MaybeTls},
+};
 
-use crate::scenario::Call;
+use crate::calls::Call;
 
-/// Longest time to connect. On loopback it takes microseconds; beyond this the far end's accept queue is full.
+/// Longest time to connect, and again for a TLS handshake. On loopback they take microseconds and milliseconds; beyond this
+/// the far end's accept queue is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Whom to ask, and with which key.
@@ -29,6 +33,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Target {
     address: SocketAddr,
     headers: HeaderMap,
+    tls: Option<TlsTarget>,
+}
+
+#[derive(Clone, Debug)]
+struct TlsTarget {
+    client: ClientTls,
+    server_name: String,
 }
 
 impl Target {
@@ -42,7 +53,38 @@ impl Target {
         headers.insert(HOST, HeaderValue::from_str(host).ok()?);
         headers.insert(AUTHORIZATION, authorization);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Some(Self { address, headers })
+        Some(Self {
+            address,
+            headers,
+            tls: None,
+        })
+    }
+
+    /// The same inside TLS, by whoever ends it before the proxy, which itself has no TLS. `server_name` is checked against the
+    /// certificate.
+    #[must_use]
+    pub fn with_tls(mut self, client: ClientTls, server_name: &str) -> Self {
+        let server_name = server_name.to_owned();
+        self.tls = Some(TlsTarget {
+            client,
+            server_name,
+        });
+        self
+    }
+
+    async fn connect<R: Rt>(&self, rt: &R) -> Result<MaybeTls<R::Stream>, NetError> {
+        let stream = rt.connect(self.address, CONNECT_TIMEOUT).await?;
+        match &self.tls {
+            None => Ok(MaybeTls::Plain(stream)),
+            Some(TlsTarget {
+                client,
+                server_name,
+            }) => {
+                let handshake = tls::connect(stream, client, server_name);
+                let stream = tsp_rt::timeout(rt, CONNECT_TIMEOUT, handshake).await??;
+                Ok(stream.into())
+            }
+        }
     }
 }
 
@@ -96,7 +138,7 @@ pub struct Client<R: Rt> {
     link: Option<Link<R>>,
 }
 
-type Connection<R> = http1::Connection<TokioIo<<R as Rt>::Stream>, Full<Bytes>>;
+type Connection<R> = http1::Connection<TokioIo<MaybeTls<<R as Rt>::Stream>>, Full<Bytes>>;
 
 struct Link<R: Rt> {
     sender: http1::SendRequest<Full<Bytes>>,
@@ -127,7 +169,7 @@ impl<R: Rt> Client<R> {
     /// [`Failure::Connect`] or [`Failure::Broken`].
     pub async fn connect(&mut self) -> Result<(), Failure> {
         if self.link.is_none() {
-            let stream = self.rt.connect(self.target.address, CONNECT_TIMEOUT).await;
+            let stream = self.target.connect(&self.rt).await;
             let io = TokioIo::new(stream.map_err(Failure::Connect)?);
             let (sender, connection) = http1::handshake(io).await.map_err(|why| broken(&why))?;
             self.link = Some(Link {

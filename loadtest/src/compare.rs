@@ -6,30 +6,29 @@
 
 use std::{
     fmt::Write as _,
-    fs,
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
-    process::{Child, Command, Stdio},
-    thread::{self, JoinHandle},
+    process::{Command, Stdio},
+    sync::Arc,
+    thread,
     time::Duration,
 };
 
 use serde::Serialize;
 
 use crate::{
+    arrivals::Arrivals,
     client::Target,
     cpu::CpuTime,
     generator::{self, Generator, Length, Phase},
+    mix::Demand,
     report::{Report, Setup, Spread},
-    scenario::Scenario,
+    server::{API_KEY, Server},
 };
 
 /// How long a server may take to its first answer.
 const START_MAX: Duration = Duration::from_secs(20);
-
-/// The API key of the servers that are started here. It is no secret: they listen on loopback and hold nothing.
-const API_KEY: &str = "bG9hZGdlbi1rZXkh";
 
 /// The variable that switches the servers' security events on.
 const EVENTS_SWITCH: &str = "TSP_ENABLE_LOGDRIVER_INTEGRATION";
@@ -84,8 +83,8 @@ pub struct Comparison {
     pub variants: Vec<Variant>,
     /// Numbers of shards.
     pub shards: Vec<usize>,
-    /// The load.
-    pub scenario: Scenario,
+    /// What is asked.
+    pub demand: Demand,
     /// Connections, over all shards.
     pub connections: usize,
     /// Requests per cell and round.
@@ -94,6 +93,8 @@ pub struct Comparison {
     pub warm_up: u64,
     /// Requests per second of an open loop; `None` is a closed one, which keeps the shards busy.
     pub rate: Option<f64>,
+    /// How an open loop's requests are spread.
+    pub arrivals: Arrivals,
     /// How often every cell is measured.
     pub rounds: usize,
     /// Tenants of the server.
@@ -224,24 +225,24 @@ impl Comparison {
                 variant.name
             )));
         }
-        let calls = generator::prepare(&target, self.scenario, &self.tenants)?
+        let plan = generator::prepare(&target, &self.demand, &self.tenants)?
             .map_err(|failure| io::Error::other(format!("{}: {failure}", variant.name)))?;
         if events_on {
             drain_events(events)?;
         }
 
         let lanes: Vec<_> = generator_cpus.iter().copied().map(Some).collect();
-        let generator = Generator::start(&target, &calls, self.connections, &lanes)?;
-        let setup = Setup::new(self.scenario, self.connections, lanes.len(), self.rate);
-        let requests = |count, rate| Phase {
-            length: Length::Requests(count),
-            rate,
-            shares_cpu: false,
-            bursts: None,
+        let generator = Generator::start(&target, &Arc::new(plan), self.connections, &lanes)?;
+        let (mix, connections) = (&self.demand.mix, self.connections);
+        let setup = Setup::new(mix, connections, lanes.len(), self.rate, self.arrivals);
+        generator.run(Phase::closed(Length::Requests(self.warm_up)))?;
+        let phase = Phase {
+            rate: self.rate,
+            arrivals: self.arrivals,
+            seed: self.demand.seed,
+            ..Phase::closed(Length::Requests(self.requests))
         };
-        generator.run(requests(self.warm_up, None))?;
-        let phase = requests(self.requests, self.rate);
-        run_watched(&generator, phase, Some(server.process.id()), setup)
+        run_watched(&generator, phase, Some(server.id()), setup)
     }
 
     /// The CPUs of the shards and those of the generator.
@@ -274,53 +275,8 @@ pub fn run_watched(
         setup,
         &outcome,
         server.as_ref(),
-        generator_time,
+        Some(generator_time),
     ))
-}
-
-/// A server that ends when this is dropped.
-struct Server {
-    process: Child,
-    /// Collects what it writes to standard error.
-    stderr: Option<JoinHandle<Vec<u8>>>,
-}
-
-impl Server {
-    fn start(command: &mut Command) -> io::Result<Self> {
-        let mut process = command.spawn()?;
-        let stderr = process.stderr.take().map(|mut pipe| {
-            thread::spawn(move || {
-                let mut text = Vec::new();
-                // What came until then is all there is to show.
-                drop(pipe.read_to_end(&mut text));
-                text
-            })
-        });
-        Ok(Self { process, stderr })
-    }
-
-    fn stop(&mut self) {
-        // It may have ended by itself.
-        drop(self.process.kill());
-        drop(self.process.wait());
-    }
-
-    /// Stops it and tells what it wrote to standard error.
-    fn last_words(&mut self) -> String {
-        self.stop();
-        let text = self
-            .stderr
-            .take()
-            .and_then(|thread| thread.join().ok())
-            .unwrap_or_default();
-        String::from_utf8_lossy(&text).into_owned()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop();
-    }
 }
 
 /// Takes everything that comes out of a server's event socket, on a thread that ends with the server.
@@ -350,38 +306,6 @@ fn free_addresses<const N: usize>() -> io::Result<[SocketAddr; N]> {
         held.push(listener);
     }
     Ok(addresses)
-}
-
-/// The CPUs that this process may use, ascending, from `/proc/self/status`.
-///
-/// # Errors
-/// If the kernel does not tell.
-pub fn allowed_cpus() -> io::Result<Vec<usize>> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let list = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-    let list = list.ok_or(io::ErrorKind::InvalidData)?;
-    parse_cpus(list.trim()).map_err(io::Error::other)
-}
-
-/// Reads a list of CPUs such as `0,2-3`.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn parse_cpus(list: &str) -> Result<Vec<usize>, String> {
-    let number = |text: &str| {
-        text.parse::<usize>()
-            .map_err(|_| format!("{text:?} is not the number of a CPU"))
-    };
-    let mut cpus = Vec::new();
-    for part in list.split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        cpus.extend(number(first)?..=number(last)?);
-    }
-    cpus.sort_unstable();
-    cpus.dedup();
-    Ok(cpus)
 }
 
 /// The comparison as a table in Markdown; every figure as its median over the rounds, with the quartiles in brackets.
@@ -426,26 +350,6 @@ pub fn table(cells: &[Cell]) -> String {
     out
 }
 
-/// One line on the machine: CPU, kernel, load.
-#[must_use]
-pub fn machine() -> String {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let models: Vec<_> = cpuinfo
-        .lines()
-        .filter(|line| line.starts_with("model name"))
-        .collect();
-    let model = models
-        .first()
-        .and_then(|line| line.split_once(": "))
-        .map_or("unknown CPU", |m| m.1);
-    let kernel = read("/proc/sys/kernel/osrelease");
-    let load = read("/proc/loadavg");
-    let load: Vec<_> = load.split(' ').take(3).collect();
-    let (count, kernel, load) = (models.len(), kernel.trim(), load.join(" "));
-    format!("{count} × {model}, Linux {kernel}, load {load}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -465,15 +369,6 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_cpus_are_read_as_the_kernel_writes_them() {
-        assert_eq!(parse_cpus("0-2,5"), Ok(vec![0, 1, 2, 5]));
-        assert_eq!(parse_cpus("7"), Ok(vec![7]));
-        assert!(parse_cpus("a").is_err());
-        assert!(parse_cpus("").is_err());
-        assert!(!allowed_cpus().unwrap().is_empty());
-    }
-
-    #[test]
     fn free_addresses_differ() {
         let [a, b, c] = free_addresses().unwrap();
         assert!(a != b && b != c && a != c);
@@ -485,11 +380,12 @@ mod tests {
             server: PathBuf::new(),
             variants: Variant::back_ends(),
             shards: vec![1, 2],
-            scenario: Scenario::Wrap,
+            demand: Demand::of("wrap".parse().unwrap()),
             connections: 1,
             requests: 1,
             warm_up: 0,
             rate: None,
+            arrivals: Arrivals::Constant,
             rounds: 1,
             tenants: Vec::new(),
             events: false,

@@ -1,16 +1,21 @@
-//! The generator: lanes of connections, one lane per core, that send a scenario's calls again and again.
+//! The generator: lanes of connections, one lane per core, that send a plan's calls again and again.
 //!
 //! Closed loop: every connection sends its next request when the last is answered. Open loop: requests have their times,
-//! at a set rate, and the latency of each counts from that time, not from when a connection was free for it; so a stall of the
+//! at a set rate, evenly or as a Poisson process, and the latency of each counts from that time, not from when a connection was free for it; so a stall of the
 //! server shows in every request that it delayed. An open loop can pause now and then, so that what is idle in between comes
 //! to its end.
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     fmt, io,
     net::SocketAddr,
     rc::Rc,
-    sync::{Arc, mpsc as std_mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc as std_mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -19,8 +24,11 @@ use tokio::sync::{Mutex, mpsc};
 use tsp_rt::{Backend, CoreMain, CoreThread, NetError, Rt, mailbox};
 
 use crate::{
+    arrivals::{Arrivals, Bursts, Schedule},
+    calls::{Call, Kind, Wrapped},
     client::{Client, Failure, Target},
-    scenario::{Call, EDEKS_PER_TENANT, Kind, Scenario, Wrapped},
+    mix::{Demand, Plan},
+    timeline::Timeline,
 };
 
 /// Latencies are counted in microseconds up to this one, a minute, with three digits.
@@ -31,6 +39,9 @@ const TIMER_SLACK: Duration = Duration::from_millis(2);
 
 /// Pause of a connection after it broke, so that a dead server is not asked a million times.
 const BREATHER: Duration = Duration::from_millis(10);
+
+/// Connections that wrap what is needed beforehand.
+const PREPARING_CONNECTIONS: usize = 16;
 
 /// When a phase ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,40 +55,44 @@ pub enum Length {
 /// What to do, over all lanes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Phase {
-    /// When it ends.
+    /// When it ends; a time counts from the end of the delay.
     pub length: Length,
+    /// Waits so long before the first request.
+    pub delay: Duration,
     /// Requests per second for an open loop; `None` is a closed one.
     pub rate: Option<f64>,
+    /// How an open loop's requests are spread.
+    pub arrivals: Arrivals,
+    /// Decides about the arrivals, if they are random.
+    pub seed: u64,
     /// Open loop only: waits for its timers alone and so is up to a millisecond late, but leaves its CPU to others in
     /// between. Else it looks at the clock for the last two.
     pub shares_cpu: bool,
     /// Open loop only: pauses between the requests.
     pub bursts: Option<Bursts>,
+    /// Length of the slices of [`Outcome::timeline`]; zero keeps none.
+    pub slice: Duration,
 }
 
-/// Requests at their rate, then a pause, and again.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Bursts {
-    /// Requests between two pauses, over all lanes.
-    pub requests: u64,
-    /// Shortest pause.
-    pub pause_min: Duration,
-    /// Longest pause.
-    pub pause_max: Duration,
-}
-
-impl Bursts {
-    /// Pause number `index`. Pauses are spread evenly between the two bounds, however many there are, and each run has the
-    /// same ones: steps of the golden ratio do that.
-    fn pause(&self, index: u64) -> Duration {
-        const STEP: f64 = 0.618_033_988_749_895;
-        let spread = self.pause_max.saturating_sub(self.pause_min);
-        self.pause_min + spread.mul_f64((index as f64 * STEP).fract())
+impl Phase {
+    /// A closed loop that begins at once, without slices.
+    #[must_use]
+    pub fn closed(length: Length) -> Self {
+        Self {
+            length,
+            delay: Duration::ZERO,
+            rate: None,
+            arrivals: Arrivals::Constant,
+            seed: 1,
+            shares_cpu: false,
+            bursts: None,
+            slice: Duration::ZERO,
+        }
     }
 }
 
 /// What came of a phase.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Outcome {
     /// Latencies of the right answers in microseconds, by [`Kind`] in the order of [`Kind::ALL`].
     pub latency_us: Vec<Histogram<u64>>,
@@ -87,6 +102,8 @@ pub struct Outcome {
     pub first_failure: Option<Failure>,
     /// Open loop: by how many microseconds the generator itself sent late.
     pub late_us: Histogram<u64>,
+    /// What ended when, counted from the start of the phase and its delay.
+    pub timeline: Timeline,
     /// When it began and ended, by the earliest and the latest lane.
     pub began: Instant,
     /// See [`Outcome::began`].
@@ -94,7 +111,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn new(now: Instant) -> io::Result<Self> {
+    fn new(now: Instant, slice: Duration) -> io::Result<Self> {
         Ok(Self {
             latency_us: Kind::ALL
                 .iter()
@@ -103,6 +120,7 @@ impl Outcome {
             failures: [0; Failure::KINDS.len()],
             first_failure: None,
             late_us: histogram()?,
+            timeline: Timeline::new(slice, LATENCY_US_MAX),
             began: now,
             ended: now,
         })
@@ -126,7 +144,8 @@ impl Outcome {
         }
     }
 
-    fn add(&mut self, other: Self) -> io::Result<()> {
+    /// Adds what another lane, or another phase, saw; of a timeline of another phase the slices are added one by one.
+    pub(crate) fn add(&mut self, other: &Self) -> io::Result<()> {
         for (sum, more) in self.latency_us.iter_mut().zip(&other.latency_us) {
             sum.add(more).map_err(io::Error::other)?;
         }
@@ -134,10 +153,23 @@ impl Outcome {
             *sum += more;
         }
         self.late_us.add(&other.late_us).map_err(io::Error::other)?;
-        self.first_failure = self.first_failure.take().or(other.first_failure);
+        self.timeline.add(&other.timeline)?;
+        self.first_failure = self.first_failure.take().or(other.first_failure.clone());
         self.began = self.began.min(other.began);
         self.ended = self.ended.max(other.ended);
         Ok(())
+    }
+
+    /// Latencies of the right answers of all kinds.
+    #[must_use]
+    pub fn all_latencies_us(&self) -> Histogram<u64> {
+        let mut all = self.late_us.clone();
+        all.reset();
+        for histogram in &self.latency_us {
+            // Same bounds, so they can always be added.
+            let _ = all.add(histogram);
+        }
+        all
     }
 
     /// Requests that were answered rightly.
@@ -166,7 +198,44 @@ pub struct Generator {
     lanes: Vec<LaneControl>,
 }
 
+/// What a lane has done since its start, for whoever looks on.
+#[derive(Debug, Default)]
+struct Counts {
+    answered: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Counts {
+    fn count(&self, answered: bool) {
+        let count = if answered {
+            &self.answered
+        } else {
+            &self.failed
+        };
+        // One lane writes it, and who reads it wants to know no more than the number.
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A look at a generator's counts, from any thread.
+#[derive(Clone, Debug)]
+pub struct Watch(Vec<Arc<Counts>>);
+
+impl Watch {
+    /// Requests since the start that were answered rightly, and those that were not.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        self.0.iter().fold((0, 0), |(answered, failed), lane| {
+            (
+                answered + lane.answered.load(Ordering::Relaxed),
+                failed + lane.failed.load(Ordering::Relaxed),
+            )
+        })
+    }
+}
+
 struct LaneControl {
+    counts: Arc<Counts>,
     phases: mailbox::Sender<Phase>,
     outcomes: std_mpsc::Receiver<io::Result<Outcome>>,
     _thread: CoreThread,
@@ -187,7 +256,7 @@ impl Generator {
     /// If a thread cannot be started.
     pub fn start(
         target: &Target,
-        calls: &Arc<[Call]>,
+        plan: &Arc<Plan>,
         connections: usize,
         cpus: &[Option<usize>],
     ) -> io::Result<Self> {
@@ -195,23 +264,37 @@ impl Generator {
         for (index, cpu) in cpus.iter().enumerate() {
             let (phases, phases_out) = mailbox::bounded(1);
             let (outcomes_in, outcomes) = std_mpsc::channel();
+            let counts = Arc::<Counts>::default();
             let lane = Lane {
                 target: target.clone(),
-                calls: Arc::clone(calls),
+                plan: Arc::clone(plan),
+                counts: Arc::clone(&counts),
                 connections: share(connections, cpus.len(), index),
-                first_call: index * calls.len() / cpus.len(),
+                first_call: index * plan.draws() / cpus.len(),
                 phases: phases_out,
                 outcomes: outcomes_in,
             };
             let name = format!("loadgen-{index}");
             let thread = tsp_rt::spawn_core(Backend::Epoll, &name, *cpu, lane)?;
             lanes.push(LaneControl {
+                counts,
                 phases,
                 outcomes,
                 _thread: thread,
             });
         }
         Ok(Self { lanes })
+    }
+
+    /// For looking on while it runs.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch(
+            self.lanes
+                .iter()
+                .map(|lane| Arc::clone(&lane.counts))
+                .collect(),
+        )
     }
 
     /// Does a phase and waits for its end.
@@ -234,6 +317,8 @@ impl Generator {
                 length,
                 rate,
                 bursts,
+                // ChaCha makes something else of every number.
+                seed: phase.seed ^ ((index as u64) << 32),
                 ..phase
             };
             lane.phases.send(phase).map_err(|_| lane_died())?;
@@ -242,7 +327,7 @@ impl Generator {
         for lane in &self.lanes {
             let outcome = lane.outcomes.recv().map_err(|_| lane_died())??;
             match &mut sum {
-                Some(sum) => sum.add(outcome)?,
+                Some(sum) => sum.add(&outcome)?,
                 None => sum = Some(outcome),
             }
         }
@@ -266,7 +351,8 @@ fn share_u64(whole: u64, among: usize, index: usize) -> u64 {
 
 struct Lane {
     target: Target,
-    calls: Arc<[Call]>,
+    plan: Arc<Plan>,
+    counts: Arc<Counts>,
     connections: usize,
     /// Where in the cycle of calls this lane begins, so that lanes do not all ask for the same tenant at one time.
     first_call: usize,
@@ -280,7 +366,8 @@ impl CoreMain for Lane {
         let mut clients: Vec<_> = (0..self.connections).map(new).collect();
         let mut next_call = self.first_call;
         while let Some(phase) = self.phases.recv().await {
-            let outcome = run_phase(&rt, &self.calls, &mut next_call, &mut clients, phase).await;
+            let (plan, counts) = (Arc::clone(&self.plan), Arc::clone(&self.counts));
+            let outcome = run_phase(&rt, plan, counts, &mut next_call, &mut clients, phase).await;
             if self.outcomes.send(outcome).is_err() {
                 return;
             }
@@ -290,12 +377,16 @@ impl CoreMain for Lane {
 
 /// What the connections of a lane share during a phase.
 struct Shared {
-    calls: Arc<[Call]>,
+    plan: Arc<Plan>,
+    counts: Arc<Counts>,
     next_call: Cell<usize>,
     issued: Cell<u64>,
-    /// The pauses of an open loop so far, in all.
-    paused: Cell<Duration>,
+    /// The times of an open loop.
+    schedule: Option<RefCell<Schedule>>,
     phase: Phase,
+    /// When its slices begin.
+    started: Instant,
+    /// When its requests begin: the same, and the delay.
     began: Instant,
     outcome: RefCell<Outcome>,
     /// Held by the connection that waits for the next request's time; the others wait behind it in order.
@@ -304,20 +395,28 @@ struct Shared {
 
 async fn run_phase<R: Rt>(
     rt: &R,
-    calls: &Arc<[Call]>,
+    plan: Arc<Plan>,
+    counts: Arc<Counts>,
     next_call: &mut usize,
     clients: &mut Vec<Client<R>>,
     phase: Phase,
 ) -> io::Result<Outcome> {
+    let started = rt.now();
+    if !phase.delay.is_zero() {
+        rt.sleep(phase.delay).await;
+    }
     let began = rt.now();
+    let schedule = |rate| Schedule::new(rate, phase.arrivals, phase.bursts, phase.seed);
     let shared = Rc::new(Shared {
-        calls: Arc::clone(calls),
+        plan,
+        counts,
         next_call: Cell::new(*next_call),
         issued: Cell::new(0),
-        paused: Cell::new(Duration::ZERO),
+        schedule: phase.rate.map(schedule).map(RefCell::new),
         phase,
+        started,
         began,
-        outcome: RefCell::new(Outcome::new(began)?),
+        outcome: RefCell::new(Outcome::new(began, phase.slice)?),
         turn: Mutex::new(()),
     });
     let connections = clients.len();
@@ -338,7 +437,7 @@ async fn run_phase<R: Rt>(
         return Err(lane_died());
     }
     *next_call = shared.next_call.get();
-    let mut outcome = shared.outcome.replace(Outcome::new(began)?);
+    let mut outcome = shared.outcome.replace(Outcome::new(began, Duration::ZERO)?);
     outcome.ended = rt.now();
     Ok(outcome)
 }
@@ -349,13 +448,7 @@ async fn work<R: Rt>(rt: &R, shared: &Shared, client: &mut Client<R>) {
         let sent = rt.now();
         let result = client.call(call).await;
         let result = result.map(drop);
-        {
-            let mut outcome = shared.outcome.borrow_mut();
-            outcome.count(call.kind, &result, rt.now() - intended.unwrap_or(sent));
-            if let Some(intended) = intended {
-                outcome.late_us.saturating_record(us(sent - intended));
-            }
-        }
+        shared.count(call.kind, &result, sent, intended, rt.now());
         if let Err(Failure::Connect(_) | Failure::Broken(_)) = result {
             rt.sleep(BREATHER).await;
         }
@@ -363,25 +456,37 @@ async fn work<R: Rt>(rt: &R, shared: &Shared, client: &mut Client<R>) {
 }
 
 impl Shared {
+    fn count(
+        &self,
+        kind: Kind,
+        result: &Result<(), Failure>,
+        sent: Instant,
+        intended: Option<Instant>,
+        now: Instant,
+    ) {
+        self.counts.count(result.is_ok());
+        let latency = now - intended.unwrap_or(sent);
+        let mut outcome = self.outcome.borrow_mut();
+        outcome.count(kind, result, latency);
+        let latency = result.is_ok().then(|| us(latency));
+        // A slice that cannot be made is missing in a plot; the figures of the run are counted elsewhere.
+        drop(outcome.timeline.count(now - self.started, latency));
+        if let Some(intended) = intended {
+            outcome.late_us.saturating_record(us(sent - intended));
+        }
+    }
+
     /// The next call, and its intended time in an open loop; waits until then. `None` at the end of the phase.
     async fn next<R: Rt>(&self, rt: &R) -> Option<(&Call, Option<Instant>)> {
-        let intended = match self.phase.rate {
+        let intended = match &self.schedule {
             None => {
                 self.issue(rt.now())?;
                 None
             }
-            Some(rate) => {
+            Some(schedule) => {
                 let _turn = self.turn.lock().await;
-                let issued = self.issued.get();
-                if let Some(bursts) = self.phase.bursts
-                    && issued > 0
-                    && issued.is_multiple_of(bursts.requests)
-                {
-                    let pause = bursts.pause(issued / bursts.requests);
-                    self.paused.set(self.paused.get() + pause);
-                }
-                let wait = Duration::from_secs_f64(issued as f64 / rate) + self.paused.get();
-                let intended = self.began + wait;
+                let due = schedule.borrow_mut().next();
+                let intended = self.began + due;
                 self.issue(intended)?;
                 let polls_for = match self.phase.shares_cpu {
                     true => Duration::ZERO,
@@ -392,8 +497,8 @@ impl Shared {
             }
         };
         let place = self.next_call.get();
-        self.next_call.set((place + 1) % self.calls.len());
-        Some((self.calls.get(place)?, intended))
+        self.next_call.set((place + 1) % self.plan.draws());
+        Some((self.plan.call(place)?, intended))
     }
 
     /// Counts one more request that begins at `at`, if the phase is not over by then.
@@ -432,28 +537,57 @@ pub fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
     first.ok_or_else(|| io::Error::other(NetError::Unresolved))
 }
 
-/// Makes the calls of `scenario`: wraps the EDEKs that it needs, and checks with the first of each tenant that the proxy
+/// Draws the plan of `demand`: wraps the EDEKs that it needs, and checks with the first of each tenant that the proxy
 /// unwraps what it wrapped.
 ///
 /// # Errors
-/// What the proxy did not answer as it should.
+/// What the proxy did not answer as it should; the outer error if the demand makes no sense.
 pub fn prepare(
     target: &Target,
-    scenario: Scenario,
+    demand: &Demand,
     tenants: &[String],
-) -> io::Result<Result<Arc<[Call]>, Failure>> {
+) -> io::Result<Result<Plan, Failure>> {
+    let refused = |why| io::Error::new(io::ErrorKind::InvalidInput, why);
+    demand.check().map_err(refused)?;
+    let count = demand.edeks_per_tenant(tenants.len());
+    match wrap_all(target, tenants, count.max(1))? {
+        Ok(edeks) => demand.plan(tenants, &edeks).map(Ok).map_err(refused),
+        Err(why) => Ok(Err(why)),
+    }
+}
+
+/// Wraps `count` DEKs for each of `tenants`, a few tenants at a time.
+fn wrap_all(
+    target: &Target,
+    tenants: &[String],
+    count: usize,
+) -> io::Result<Result<Vec<Vec<Wrapped>>, Failure>> {
     tsp_rt::run_here(async |rt| {
-        let mut client = Client::new(rt, target.clone());
-        let mut edeks = Vec::with_capacity(tenants.len());
-        for tenant in tenants {
-            let count = if scenario.unwraps() {
-                EDEKS_PER_TENANT
-            } else {
-                1
-            };
-            edeks.push(wrap_some(&mut client, tenant, count).await?);
+        let waiting: VecDeque<_> = tenants.iter().cloned().enumerate().collect();
+        let waiting = Rc::new(RefCell::new(waiting));
+        let (done, mut all_done) = mpsc::unbounded_channel();
+        for _ in 0..PREPARING_CONNECTIONS.min(tenants.len()) {
+            let mut client = Client::new(rt.clone(), target.clone());
+            let (waiting, done) = (Rc::clone(&waiting), done.clone());
+            rt.spawn(async move {
+                let next = || waiting.borrow_mut().pop_front();
+                while let Some((place, tenant)) = next() {
+                    let wrapped = wrap_some(&mut client, &tenant, count).await;
+                    // Nobody takes it any more after the first failure.
+                    if done.send((place, wrapped)).is_err() {
+                        return;
+                    }
+                }
+            });
         }
-        Ok(scenario.calls(tenants, &edeks))
+        drop(done);
+        let mut edeks = vec![Vec::new(); tenants.len()];
+        while let Some((place, wrapped)) = all_done.recv().await {
+            if let Some(own) = edeks.get_mut(place) {
+                *own = wrapped?;
+            }
+        }
+        Ok(edeks)
     })
 }
 
@@ -462,11 +596,8 @@ async fn wrap_some<R: Rt>(
     tenant: &str,
     count: usize,
 ) -> Result<Vec<Wrapped>, Failure> {
-    let mut edeks = Vec::with_capacity(count);
-    for _ in 0..count {
-        let body = client.call(&Call::wrap(tenant)).await?;
-        edeks.push(Wrapped::from_answer(&body).map_err(Failure::Broken)?);
-    }
+    let body = client.call(&Call::batch_wrap(tenant, count)).await?;
+    let edeks = Wrapped::from_batch_answer(&body).map_err(Failure::Broken)?;
     if let Some(first) = edeks.first() {
         client.call(&Call::unwrap(tenant, first)).await?;
     }

@@ -4,13 +4,18 @@
 //! are measured as CPU time of the server process per request, because that is nearly the same on a busy and on an idle
 //! machine, and as ratios of figures from one run.
 //!
-//! To read: [`scenario`] (what is asked), [`generator`] (how), [`cpu`] (what it costs), [`compare`], [`report`].
+//! To read: [`calls`] and [`mix`] (what is asked), [`arrivals`] (when), [`generator`] (how), [`cpu`] (what it costs),
+//! [`compare`], [`report`].
 #![forbid(unsafe_code)]
 
+pub mod arrivals;
+pub mod calls;
 pub mod client;
 pub mod compare;
 pub mod cpu;
 pub mod generator;
 pub mod kmssim;
+pub mod mix;
 pub mod report;
-pub mod scenario;
+pub mod server;
+pub mod timeline;

@@ -6,34 +6,40 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::{
-    client::Failure,
-    cpu::CpuTime,
-    generator::Outcome,
-    scenario::{Kind, Scenario},
+    arrivals::Arrivals, calls::Kind, client::Failure, cpu::CpuTime, generator::Outcome, mix::Mix,
 };
 
 /// How the load was made.
 #[derive(Clone, Debug, Serialize)]
 pub struct Setup {
-    /// The scenario's name.
-    pub scenario: String,
+    /// What was asked, by weight.
+    pub mix: String,
     /// Connections, over all lanes.
     pub connections: usize,
     /// Threads of the generator.
     pub lanes: usize,
     /// Requests per second of an open loop; `null` is a closed one.
     pub rate: Option<f64>,
+    /// How an open loop's requests were spread.
+    pub arrivals: Option<Arrivals>,
 }
 
 impl Setup {
     /// Names what was done.
     #[must_use]
-    pub fn new(scenario: Scenario, connections: usize, lanes: usize, rate: Option<f64>) -> Self {
+    pub fn new(
+        mix: &Mix,
+        connections: usize,
+        lanes: usize,
+        rate: Option<f64>,
+        arrivals: Arrivals,
+    ) -> Self {
         Self {
-            scenario: scenario.to_string(),
+            mix: mix.to_string(),
             connections,
             lanes,
             rate,
+            arrivals: rate.map(|_| arrivals),
         }
     }
 }
@@ -61,8 +67,8 @@ pub struct Report {
     pub latency_us_by_kind: Vec<(&'static str, Latency)>,
     /// Open loop only: by how much the generator itself was late. If it is not small, the latencies are the generator's.
     pub generator_late_us: Option<Latency>,
-    /// CPU time of the generator per request, in microseconds.
-    pub generator_cpu_us_per_request: f64,
+    /// CPU time of the generator per request, in microseconds, if it was watched.
+    pub generator_cpu_us_per_request: Option<f64>,
     /// CPU time of the server, if it was watched.
     pub server_cpu: Option<ServerCpu>,
 }
@@ -70,18 +76,26 @@ pub struct Report {
 /// Quantiles in microseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Latency {
-    count: u64,
-    mean: f64,
-    p50: u64,
-    p90: u64,
-    /// The one on the screen.
+    /// Number of answers.
+    pub count: u64,
+    /// Their mean.
+    pub mean: f64,
+    /// The median.
+    pub p50: u64,
+    /// Nine of ten are below.
+    pub p90: u64,
+    /// 99 of 100 are below.
     pub p99: u64,
-    p99_9: u64,
-    max: u64,
+    /// 999 of 1,000 are below.
+    pub p99_9: u64,
+    /// The largest.
+    pub max: u64,
 }
 
 impl Latency {
-    fn of(histogram: &Histogram<u64>) -> Self {
+    /// The quantiles of a histogram in microseconds.
+    #[must_use]
+    pub fn of(histogram: &Histogram<u64>) -> Self {
         let at = |quantile| histogram.value_at_quantile(quantile);
         Self {
             count: histogram.len(),
@@ -106,6 +120,26 @@ pub struct ServerCpu {
     pub us_per_request_by_thread: Vec<(String, f64)>,
 }
 
+impl ServerCpu {
+    /// The CPU time that a server used for so many requests, in so long.
+    #[must_use]
+    pub fn of(used: &CpuTime, requests: u64, took: Duration) -> Self {
+        Self {
+            us_per_request: us_per(used.total(), requests),
+            busy_cpus: ratio(used.total().as_secs_f64(), took.as_secs_f64()),
+            us_per_request_by_thread: used
+                .threads()
+                .map(|(name, time)| (name.to_owned(), us_per(time, requests)))
+                .collect(),
+        }
+    }
+}
+
+/// Microseconds per request.
+fn us_per(time: Duration, requests: u64) -> f64 {
+    ratio(time.as_secs_f64() * 1e6, requests as f64)
+}
+
 impl Report {
     /// Puts it together. `server` and `generator` are CPU times used during the run.
     #[must_use]
@@ -113,17 +147,11 @@ impl Report {
         setup: Setup,
         outcome: &Outcome,
         server: Option<&CpuTime>,
-        generator: Duration,
+        generator: Option<Duration>,
     ) -> Self {
         let took = outcome.ended - outcome.began;
         let sent = outcome.answered() + outcome.failed();
-        let per_request = |time: Duration| ratio(time.as_secs_f64() * 1e6, sent as f64);
-        let mut all = outcome.late_us.clone();
-        all.reset();
-        for histogram in &outcome.latency_us {
-            // Same bounds, so they can always be added.
-            let _ = all.add(histogram);
-        }
+        let per_request = |time| us_per(time, sent);
         let by_kind = Kind::ALL.iter().zip(&outcome.latency_us);
         let late = &outcome.late_us;
         Self {
@@ -133,21 +161,14 @@ impl Report {
             first_failure: outcome.first_failure.as_ref().map(ToString::to_string),
             seconds: took.as_secs_f64(),
             requests_per_second: ratio(outcome.answered() as f64, took.as_secs_f64()),
-            latency_us: Latency::of(&all),
+            latency_us: Latency::of(&outcome.all_latencies_us()),
             latency_us_by_kind: by_kind
                 .filter(|(_, histogram)| !histogram.is_empty())
                 .map(|(kind, histogram)| (kind.as_str(), Latency::of(histogram)))
                 .collect(),
             generator_late_us: setup.rate.map(|_| Latency::of(late)),
-            generator_cpu_us_per_request: per_request(generator),
-            server_cpu: server.map(|server| ServerCpu {
-                us_per_request: per_request(server.total()),
-                busy_cpus: ratio(server.total().as_secs_f64(), took.as_secs_f64()),
-                us_per_request_by_thread: server
-                    .threads()
-                    .map(|(name, time)| (name.to_owned(), per_request(time)))
-                    .collect(),
-            }),
+            generator_cpu_us_per_request: generator.map(per_request),
+            server_cpu: server.map(|server| ServerCpu::of(server, sent, took)),
             setup,
         }
     }
@@ -173,7 +194,7 @@ impl fmt::Display for Report {
 }
 
 /// `a / b`, or 0 where there is nothing to divide by.
-fn ratio(a: f64, b: f64) -> f64 {
+pub(crate) fn ratio(a: f64, b: f64) -> f64 {
     if b > 0.0 { a / b } else { 0.0 }
 }
 

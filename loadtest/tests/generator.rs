@@ -11,6 +11,7 @@ use std::{
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,13 +21,18 @@ use hyper::{Request, Response, body::Incoming, server::conn::http1, service::ser
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tsp_loadtest::{
+    arrivals::{Arrivals, Bursts},
+    calls::Kind,
     client::{Failure, Target},
     compare,
-    generator::{self, Bursts, Generator, Length, Outcome, Phase},
+    generator::{self, Generator, Length, Outcome, Phase},
+    mix::Demand,
     report::{Report, Setup},
-    scenario::Scenario,
 };
-use tsp_rt::{Backend, CoreMain, Listener as _, Rt};
+use tsp_rt::{
+    Backend, CoreMain, Listener as _, Rt,
+    tls::{self, ClientTls, MaybeTls, ServerTls},
+};
 
 const DEK: &str = "r0QgDvzG+bVtsx0n3wEPmO/eUURXAdW5nASsbaIdmB8=";
 const EDEK: &str = "CkQKQExLVzFC1GHcTsaUu5xTCo64gXbPfnytck5kHVgAc3LVen9iLRnBlG9XFgaL8ntwr8g1WMZ0UOrD1qP3yd+4NXkQKQ==";
@@ -46,15 +52,25 @@ enum Fault {
 struct Stub {
     listener: std::net::TcpListener,
     fault: Fault,
+    tls: Option<ServerTls>,
 }
 
 impl Stub {
     /// Serves in the background until the test process ends.
     fn start(fault: Fault) -> SocketAddr {
+        Self::start_with(fault, None)
+    }
+
+    fn start_with(fault: Fault, tls: Option<ServerTls>) -> SocketAddr {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let listener = std::net::TcpListener::bind(any).unwrap();
         let address = listener.local_addr().unwrap();
-        drop(tsp_rt::spawn_core(Backend::Epoll, "stub", None, Self { listener, fault }).unwrap());
+        let stub = Self {
+            listener,
+            fault,
+            tls,
+        };
+        drop(tsp_rt::spawn_core(Backend::Epoll, "stub", None, stub).unwrap());
         address
     }
 }
@@ -66,7 +82,15 @@ impl CoreMain for Stub {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             let (answered, fault) = (Rc::clone(&answered), self.fault);
+            let tls = self.tls.clone();
             rt.spawn(async move {
+                let stream = match &tls {
+                    None => MaybeTls::Plain(stream),
+                    Some(tls) => match tls::accept(stream, tls).await {
+                        Ok(stream) => stream.into(),
+                        Err(_) => return,
+                    },
+                };
                 let service = service_fn(|request| answer(request, fault, &answered));
                 let served = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
                 drop(served.await);
@@ -97,6 +121,22 @@ async fn answer(
             let ids = body["documentIds"].as_array().unwrap().iter();
             let keys: Vec<_> = ids.map(|id| format!("{id}:{wrapped}")).collect();
             format!(r#"{{"keys":{{{}}},"failures":{{}}}}"#, keys.join(","))
+        }
+        "/api/1/document/batch-unwrap" => {
+            let edeks = body["edeks"].as_object().unwrap().iter();
+            assert!(edeks.clone().all(|(_, edek)| edek == EDEK));
+            let keys: Vec<_> = edeks
+                .map(|(id, _)| format!(r#""{id}":{{"dek":"{DEK}"}}"#))
+                .collect();
+            format!(r#"{{"keys":{{{}}},"failures":{{}}}}"#, keys.join(","))
+        }
+        "/api/1/document/rekey" if body["newTenantId"] != body["tenantId"] => wrapped,
+        "/api/1/key/derive-with-secret-path" => {
+            let key = "A".repeat(88);
+            let key = format!(r#"{{"derivedKey":"{key}","tenantSecretId":1,"current":true}}"#);
+            format!(
+                r#"{{"hasPrimaryConfig":true,"derivedKeys":{{"patients":{{"patients.name":[{key}]}}}}}}"#
+            )
         }
         "/api/1/event/security-event" => "null".to_owned(),
         _ => "unknown".to_owned(),
@@ -131,62 +171,57 @@ fn target(address: SocketAddr, key: &str) -> Target {
     Target::new(address, "stub", key).unwrap()
 }
 
-fn run(scenario: Scenario, fault: Fault, phase: Phase) -> Outcome {
+fn demand(mix: &str) -> Demand {
+    Demand::of(mix.parse().unwrap())
+}
+
+/// A generator for a stub that does as `fault` says.
+fn generator(mix: &str, fault: Fault, connections: usize, lanes: usize) -> Generator {
     let target = target(Stub::start(fault), "key");
-    let calls = generator::prepare(&target, scenario, &tenants())
-        .unwrap()
-        .unwrap();
-    let generator = Generator::start(&target, &calls, 5, &[None, None]).unwrap();
-    generator.run(phase).unwrap()
+    let plan = generator::prepare(&target, &demand(mix), &tenants()).unwrap();
+    Generator::start(
+        &target,
+        &Arc::new(plan.unwrap()),
+        connections,
+        &vec![None; lanes],
+    )
+    .unwrap()
+}
+
+fn run(mix: &str, fault: Fault, phase: Phase) -> Outcome {
+    generator(mix, fault, 5, 2).run(phase).unwrap()
 }
 
 fn requests(requests: u64) -> Phase {
-    Phase {
-        length: Length::Requests(requests),
-        rate: None,
-        shares_cpu: false,
-        bursts: None,
-    }
+    Phase::closed(Length::Requests(requests))
 }
 
 #[test]
-fn every_scenario_sends_exactly_the_requests_that_were_asked_for() {
-    for scenario in [
-        Scenario::Wrap,
-        Scenario::Unwrap,
-        Scenario::BatchWrap100,
-        Scenario::Mixed,
-        Scenario::SecurityEvent,
-    ] {
-        let outcome = run(scenario, Fault::None, requests(401));
-        assert_eq!(outcome.first_failure, None, "{scenario}");
-        assert_eq!(
-            (outcome.answered(), outcome.failed()),
-            (401, 0),
-            "{scenario}"
-        );
+fn every_kind_sends_exactly_the_requests_that_were_asked_for() {
+    let all = Kind::ALL.map(Kind::as_str).join(",");
+    for mix in Kind::ALL
+        .map(Kind::as_str)
+        .into_iter()
+        .chain([&*all, "mixed"])
+    {
+        let outcome = run(mix, Fault::None, requests(401));
+        assert_eq!(outcome.first_failure, None, "{mix}");
+        assert_eq!((outcome.answered(), outcome.failed()), (401, 0), "{mix}");
     }
 }
 
 #[test]
 fn a_phase_can_follow_another_on_the_same_connections() {
-    let target = target(Stub::start(Fault::None), "key");
-    let calls = generator::prepare(&target, Scenario::Wrap, &tenants())
-        .unwrap()
-        .unwrap();
-    let generator = Generator::start(&target, &calls, 3, &[None]).unwrap();
+    let generator = generator("wrap", Fault::None, 3, 1);
     for count in [0, 1, 100] {
         assert_eq!(generator.run(requests(count)).unwrap().answered(), count);
     }
+    assert_eq!(generator.watch().counts(), (101, 0));
 }
 
 #[test]
 fn an_error_answer_is_counted_and_shown() {
-    let outcome = run(
-        Scenario::SecurityEvent,
-        Fault::TenthIsAnError,
-        requests(100),
-    );
+    let outcome = run("security-event", Fault::TenthIsAnError, requests(100));
     assert_eq!((outcome.answered(), outcome.failed()), (90, 10));
     assert_eq!(
         outcome.first_failure,
@@ -196,14 +231,14 @@ fn an_error_answer_is_counted_and_shown() {
 
 #[test]
 fn a_wrong_dek_is_a_failure_although_its_status_is_200() {
-    let outcome = run(Scenario::Unwrap, Fault::TenthIsAnotherDek, requests(100));
+    let outcome = run("unwrap", Fault::TenthIsAnotherDek, requests(100));
     assert_eq!((outcome.answered(), outcome.failed()), (90, 10));
     assert!(matches!(outcome.first_failure, Some(Failure::Shape(_))));
 }
 
 #[test]
 fn a_connection_that_ends_is_made_anew() {
-    let outcome = run(Scenario::Wrap, Fault::TenthCloses, requests(200));
+    let outcome = run("wrap", Fault::TenthCloses, requests(200));
     assert_eq!(outcome.answered() + outcome.failed(), 200);
     // A request that was sent while the server closed is lost; the others must get through.
     assert!(outcome.answered() >= 150, "{:?}", outcome.first_failure);
@@ -212,8 +247,32 @@ fn a_connection_that_ends_is_made_anew() {
 #[test]
 fn a_wrong_api_key_is_noticed_before_the_measurement() {
     let target = target(Stub::start(Fault::None), "wrong");
-    let prepared = generator::prepare(&target, Scenario::Wrap, &tenants()).unwrap();
+    let prepared = generator::prepare(&target, &demand("wrap"), &tenants()).unwrap();
     assert!(matches!(prepared, Err(Failure::Status(500, _))));
+}
+
+#[test]
+fn tls_is_spoken_to_who_is_trusted_and_to_nobody_else() {
+    let issue = || rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (own, another) = (issue(), issue());
+    let key = own.signing_key.serialize_pem();
+    let server = ServerTls::from_pem(&own.cert.pem(), &key).unwrap();
+    let address = Stub::start_with(Fault::None, Some(server));
+    let trusting = |pem: &str| {
+        let client = ClientTls::with_roots_pem(pem).unwrap();
+        target(address, "key").with_tls(client, "localhost")
+    };
+    let good = trusting(&own.cert.pem());
+    let plan = generator::prepare(&good, &demand("mixed"), &tenants()).unwrap();
+    let generator = Generator::start(&good, &Arc::new(plan.unwrap()), 3, &[None]).unwrap();
+    let outcome = generator.run(requests(100)).unwrap();
+    assert_eq!(outcome.first_failure, None);
+    assert_eq!(outcome.answered(), 100);
+
+    for stranger in [trusting(&another.cert.pem()), target(address, "key")] {
+        let prepared = generator::prepare(&stranger, &demand("wrap"), &tenants()).unwrap();
+        assert!(prepared.is_err());
+    }
 }
 
 #[test]
@@ -229,12 +288,11 @@ fn nobody_at_the_address_is_an_error() {
 fn an_open_loop_sends_at_its_rate_and_counts_from_the_intended_start() {
     for shares_cpu in [false, true] {
         let phase = Phase {
-            length: Length::Requests(50),
             rate: Some(1_000.0),
             shares_cpu,
-            bursts: None,
+            ..requests(50)
         };
-        let outcome = run(Scenario::Wrap, Fault::None, phase);
+        let outcome = run("wrap", Fault::None, phase);
         assert_eq!((outcome.answered(), outcome.failed()), (50, 0));
         assert_eq!(outcome.late_us.len(), 50);
         // 25 per lane at 500 a second: the last begins after 48 ms, however quick the server is.
@@ -258,38 +316,69 @@ fn an_open_loop_pauses_between_bursts() {
         pause_max: Duration::from_millis(30),
     };
     let phase = Phase {
-        length: Length::Requests(60),
         rate: Some(100_000.0),
-        shares_cpu: false,
         bursts: Some(bursts),
+        ..requests(60)
     };
-    let outcome = run(Scenario::Wrap, Fault::None, phase);
+    let outcome = run("wrap", Fault::None, phase);
     assert_eq!((outcome.answered(), outcome.failed()), (60, 0));
     // Three bursts have two pauses between them, the second of which is not the shortest.
     assert!(outcome.ended - outcome.began > Duration::from_millis(40));
 }
 
 #[test]
+fn poisson_arrivals_come_at_their_rate_and_are_the_same_for_the_same_seed() {
+    let phase = Phase {
+        rate: Some(5_000.0),
+        arrivals: Arrivals::Poisson,
+        ..Phase::closed(Length::Time(Duration::from_millis(200)))
+    };
+    let counts: Vec<_> = [1, 1, 2]
+        .into_iter()
+        .map(|seed| run("wrap", Fault::None, Phase { seed, ..phase }).answered())
+        .collect();
+    assert_eq!(counts[0], counts[1]);
+    // A thousand, and the deviation of a Poisson process is its root, 32.
+    assert!(
+        counts.iter().all(|count| (850..=1_150).contains(count)),
+        "{counts:?}"
+    );
+}
+
+#[test]
+fn what_is_answered_stands_in_its_slice() {
+    let phase = Phase {
+        rate: Some(1_000.0),
+        delay: Duration::from_millis(100),
+        slice: Duration::from_millis(50),
+        ..requests(100)
+    };
+    let outcome = run("wrap", Fault::TenthIsAnError, phase);
+    let slices = outcome.timeline.slices();
+    // Nothing ends during the delay, and the last request begins 98 ms after it.
+    assert!(slices.len() >= 4);
+    assert!(slices[..2].iter().all(|slice| slice.latency_us.is_empty()));
+    let answered: u64 = slices.iter().map(|slice| slice.latency_us.len()).sum();
+    let failed: u64 = slices.iter().map(|slice| slice.failed).sum();
+    assert_eq!((answered, failed), (90, 10));
+}
+
+#[test]
 fn a_phase_can_be_of_a_length_in_time() {
     let phase = Phase {
-        length: Length::Time(Duration::from_millis(30)),
         rate: Some(1_000.0),
-        shares_cpu: false,
-        bursts: None,
+        ..Phase::closed(Length::Time(Duration::from_millis(30)))
     };
-    let outcome = run(Scenario::Wrap, Fault::None, phase);
+    let outcome = run("wrap", Fault::None, phase);
     // By the requests' intended times, so the number is exact: 15 per lane.
     assert_eq!(outcome.answered(), 30);
 }
 
 #[test]
 fn a_report_has_the_servers_cpu_time_and_all_figures_in_json() {
-    let target = target(Stub::start(Fault::None), "key");
-    let calls = generator::prepare(&target, Scenario::Mixed, &tenants())
-        .unwrap()
-        .unwrap();
-    let generator = Generator::start(&target, &calls, 2, &[None]).unwrap();
-    let setup = Setup::new(Scenario::Mixed, 2, 1, None);
+    let mixed = "mixed".parse().unwrap();
+    let generator = generator("mixed", Fault::None, 2, 1);
+    let setup = Setup::new(&mixed, 2, 1, None, Arrivals::Constant);
     // The stub runs in this process, so this process is its server.
     let here = Some(std::process::id());
     let report: Report = compare::run_watched(&generator, requests(400), here, setup).unwrap();

@@ -5,20 +5,24 @@ use std::{
     env, fs,
     io::{self, Write as _},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use tsp_loadtest::{
+    arrivals::{Arrivals, Bursts},
     client::Target,
     compare::{self, Comparison, Variant},
-    generator::{self, Bursts, Generator, Length, Phase},
+    generator::{self, Generator, Length, Phase},
+    mix::{self, Demand, Mix},
     report::Setup,
-    scenario::Scenario,
+    server,
 };
+use tsp_rt::tls::ClientTls;
 
 /// Puts load on a Tenant Security Proxy and says what it costs.
 #[derive(Debug, Parser)]
@@ -37,12 +41,25 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Load {
-    /// What to ask.
-    scenario: Scenario,
+    /// What to ask: wrap, unwrap, batch-wrap, batch-unwrap, rekey, derive, security-event, mixed, or some by weight,
+    /// such as unwrap=90,wrap=10.
+    mix: Mix,
+    /// Items of each batch.
+    #[arg(long, default_value_t = mix::BATCH_ITEMS)]
+    batch_items: usize,
+    /// Prefers the first tenants: the one at place N is asked for in proportion to 1/N^ZIPF. Otherwise they take turns.
+    #[arg(long)]
+    zipf: Option<f64>,
+    /// How an open loop's requests are spread.
+    #[arg(long, value_enum, default_value_t)]
+    arrivals: Arrivals,
+    /// Decides about everything that is drawn.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
     /// Connections, over all of the generator's threads.
     #[arg(long, default_value_t = 64)]
     connections: usize,
-    /// Tenants, comma-separated; they take turns.
+    /// Tenants, comma-separated.
     #[arg(long, value_delimiter = ',', default_value = "tenant-a,tenant-b")]
     tenants: Vec<String>,
     /// Requests before the measurement, not counted.
@@ -89,6 +106,9 @@ struct Run {
     /// Measures the CPU time of this process, the proxy's.
     #[arg(long)]
     server_pid: Option<u32>,
+    /// Speaks TLS to whoever ends it before the proxy, and trusts the authority whose certificate is in this file.
+    #[arg(long, value_name = "PEM")]
+    tls_ca: Option<PathBuf>,
     /// Allows a target that is not on loopback; the same host again, so that it is no slip of the finger.
     #[arg(long)]
     allow_host: Option<String>,
@@ -120,6 +140,17 @@ struct Compare {
     /// Lets the servers send security events, which are then taken and thrown away; otherwise they are switched off.
     #[arg(long)]
     events: bool,
+}
+
+impl Load {
+    fn demand(&self) -> Demand {
+        Demand {
+            mix: self.mix.clone(),
+            batch_items: self.batch_items,
+            zipf: self.zipf,
+            seed: self.seed,
+        }
+    }
 }
 
 /// Exit code for a wrong command line (`EX_USAGE` of sysexits).
@@ -193,36 +224,42 @@ fn run_load(run: &Run) -> Result<(), Error> {
     let api_key = env::var("API_KEY")
         .map_err(|_| Error::Usage("the environment has no API_KEY of the proxy".to_owned()))?;
     let address = address(&run.target, run.allow_host.as_deref())?;
-    let target = Target::new(address, &run.target, &api_key)
+    let mut target = Target::new(address, &run.target, &api_key)
         .ok_or_else(|| Error::Usage("API_KEY could not stand in a header".to_owned()))?;
+    if let Some(path) = &run.tls_ca {
+        let wrong = |why: String| Error::Usage(format!("{}: {why}", path.display()));
+        let pem = fs::read_to_string(path).map_err(|why| wrong(why.to_string()))?;
+        let client = ClientTls::with_roots_pem(&pem).map_err(|why| wrong(why.to_string()))?;
+        let host = run.target.rsplit_once(':').map_or("", |(host, _)| host);
+        target = target.with_tls(client, host.trim_matches(['[', ']']));
+    }
 
     let load = &run.load;
-    let calls = if run.cold {
-        if load.scenario.unwraps() {
-            let why = "--cold is for scenarios that need no EDEKs from before";
+    let demand = load.demand();
+    let plan = if run.cold {
+        if demand.edeks_per_tenant(load.tenants.len()) > 0 {
+            let why = "--cold is for mixes that need no EDEKs from before";
             return Err(Error::Usage(why.to_owned()));
         }
-        load.scenario.calls(&load.tenants, &[])
+        demand.plan(&load.tenants, &[]).map_err(Error::Usage)?
     } else {
-        generator::prepare(&target, load.scenario, &load.tenants)?
+        generator::prepare(&target, &demand, &load.tenants)?
             .map_err(|why| Error::Failed(format!("the proxy does not work: {why}")))?
     };
-    let generator = Generator::start(&target, &calls, load.connections, &lanes)?;
+    let generator = Generator::start(&target, &Arc::new(plan), load.connections, &lanes)?;
     if !run.cold {
-        generator.run(Phase {
-            length: Length::Requests(load.warm_up),
-            rate: None,
-            shares_cpu: false,
-            bursts: None,
-        })?;
+        generator.run(Phase::closed(Length::Requests(load.warm_up)))?;
     }
     let phase = Phase {
-        length,
         rate: run.rate,
+        arrivals: load.arrivals,
+        seed: load.seed,
         shares_cpu: run.share_cpu,
         bursts,
+        ..Phase::closed(length)
     };
-    let setup = Setup::new(load.scenario, load.connections, lanes.len(), run.rate);
+    let (connections, arrivals) = (load.connections, load.arrivals);
+    let setup = Setup::new(&demand.mix, connections, lanes.len(), run.rate, arrivals);
     let report = compare::run_watched(&generator, phase, run.server_pid, setup)?;
     write_out(load, &report)?;
     writeln!(io::stdout(), "{report}")?;
@@ -253,29 +290,30 @@ fn run_comparison(compare: &Compare) -> Result<(), Error> {
         server: compare.server.clone(),
         variants,
         shards: compare.shards.clone(),
-        scenario: load.scenario,
+        demand: load.demand(),
         connections: load.connections,
         requests: compare.requests,
         rate: compare.rate,
+        arrivals: load.arrivals,
         warm_up: load.warm_up,
         rounds: compare.rounds,
         tenants: load.tenants.clone(),
         events: compare.events,
-        cpus: compare::allowed_cpus()?,
+        cpus: server::allowed_cpus()?,
     };
-    let before = compare::machine();
+    let before = server::machine();
     let cells = comparison.run(complain)?;
     write_out(load, &cells)?;
-    let (scenario, connections, requests) = (load.scenario, load.connections, compare.requests);
+    let (mix, connections, requests) = (&load.mix, load.connections, compare.requests);
     let rate = compare
         .rate
         .map_or_else(String::new, |rate| format!(" at {rate}/s"));
     writeln!(
         io::stdout(),
-        "{scenario}, {connections} connections, {} rounds of {requests} requests{rate}\n\
+        "{mix}, {connections} connections, {} rounds of {requests} requests{rate}\n\
          before: {before}\nafter: {}\n\n{}",
         compare.rounds,
-        compare::machine(),
+        server::machine(),
         compare::table(&cells)
     )?;
     Ok(())
@@ -291,11 +329,11 @@ fn check(load: &Load) -> Result<(), Error> {
     if load.tenants.iter().any(String::is_empty) {
         return Err(Error::Usage("--tenants has an empty name".to_owned()));
     }
-    Ok(())
+    load.demand().check().map_err(Error::Usage)
 }
 
 fn cpus(list: &str) -> Result<Vec<usize>, Error> {
-    compare::parse_cpus(list).map_err(|why| Error::Usage(format!("--cores: {why}")))
+    server::parse_cpus(list).map_err(|why| Error::Usage(format!("--cores: {why}")))
 }
 
 /// A number of seconds, or of events per second, as a duration: more than zero, and finite.
@@ -343,9 +381,13 @@ fn address(target: &str, allowed: Option<&str>) -> Result<SocketAddr, Error> {
 fn write_out(load: &Load, figures: &impl Serialize) -> Result<(), Error> {
     if let Some(path) = &load.out {
         let json = serde_json::to_vec_pretty(figures).map_err(io::Error::from)?;
-        fs::write(path, json).map_err(|why| Error::Failed(format!("{}: {why}", path.display())))?;
+        write_file(path, &json)?;
     }
     Ok(())
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    fs::write(path, bytes).map_err(|why| Error::Failed(format!("{}: {why}", path.display())))
 }
 
 #[cfg(test)]
