@@ -90,6 +90,8 @@ pub struct Options {
     pub frozen_at: Option<SystemTime>,
     /// What holds from the start, and again after a reset.
     pub rules: Vec<Rule>,
+    /// The CPU that it stays on; `None` leaves the scheduler free.
+    pub cpu: Option<usize>,
 }
 
 /// A rule, in the JSON that the control API takes for it.
@@ -120,6 +122,7 @@ impl Options {
             names: Vec::new(),
             frozen_at: None,
             rules: Vec::new(),
+            cpu: None,
         }
     }
 }
@@ -219,7 +222,7 @@ impl Kmssim {
             control_socket,
             stopped,
         };
-        let thread = tsp_rt::spawn_core(Backend::Epoll, "kmssim", None, core)?;
+        let thread = tsp_rt::spawn_core(Backend::Epoll, "kmssim", options.cpu, core)?;
         Ok(Self {
             tls,
             plain,
@@ -259,6 +262,15 @@ impl Kmssim {
     #[must_use]
     pub fn control_address(&self) -> SocketAddr {
         self.control
+    }
+
+    /// What it has counted, as `GET /metrics` of the control API tells it. Blocks; never call it on a core.
+    ///
+    /// # Errors
+    /// If the control API cannot be asked.
+    pub fn metrics(&self) -> io::Result<serde_json::Value> {
+        let answer = tsp_rt::run_here(async |rt| control::ask(rt, self.control, "/metrics").await);
+        Ok(serde_json::from_slice(&answer??)?)
     }
 
     /// Who signed the certificate: what clients must trust.

@@ -22,6 +22,7 @@ mod faults;
 mod hostile;
 mod http;
 mod leases;
+mod loadtest;
 mod metrics;
 mod operations;
 mod process;

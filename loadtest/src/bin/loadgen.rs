@@ -3,7 +3,7 @@
 
 use std::{
     env, fs,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -19,7 +19,10 @@ use tsp_loadtest::{
     compare::{self, Comparison, Variant},
     generator::{self, Generator, Length, Phase},
     mix::{self, Demand, Mix},
+    page,
     report::Setup,
+    runner,
+    scenario::Scenario,
     server,
 };
 use tsp_rt::tls::ClientTls;
@@ -37,6 +40,8 @@ enum Command {
     Run(Run),
     /// Starts proxies (`tsp dev`), one after another, and compares what a request costs them.
     Compare(Compare),
+    /// Starts simulated KMSs and a proxy, runs a scenario on them, and writes its figures as JSON and as a page with plots.
+    Scenario(RunScenario),
 }
 
 #[derive(Debug, Args)]
@@ -115,6 +120,21 @@ struct Run {
 }
 
 #[derive(Debug, Args)]
+struct RunScenario {
+    /// The file; `loadtest/scenarios` has some.
+    file: PathBuf,
+    /// The `tsp` binary. The one beside this program if not given.
+    #[arg(long)]
+    server: Option<PathBuf>,
+    /// The folder for NAME.json and NAME.html, made if it is not there.
+    #[arg(long, default_value = "target/loadtest")]
+    out: PathBuf,
+    /// Pins the shards to the first CPUs, and KMSs and generator to the others, or to all if there are no others.
+    #[arg(long)]
+    pin: bool,
+}
+
+#[derive(Debug, Args)]
 struct Compare {
     #[command(flatten)]
     load: Load,
@@ -184,6 +204,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(run) => run_load(&run),
         Command::Compare(compare) => run_comparison(&compare),
+        Command::Scenario(run) => run_scenario(&run),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -267,6 +288,37 @@ fn run_load(run: &Run) -> Result<(), Error> {
         0 => Ok(()),
         failed => Err(Error::Failed(format!("{failed} requests failed"))),
     }
+}
+
+fn run_scenario(run: &RunScenario) -> Result<(), Error> {
+    let scenario = Scenario::read(&run.file).map_err(|why| Error::Usage(why.to_string()))?;
+    let server = match &run.server {
+        Some(path) => path.clone(),
+        None => env::current_exe()?.with_file_name("tsp"),
+    };
+    let mut stderr = io::stderr();
+    let on_terminal = stderr.is_terminal();
+    let mut progress = |line: &str| {
+        if on_terminal {
+            // Over the last line; nobody is left to tell if standard error is gone.
+            drop(write!(stderr, "\r\x1b[K{}: {line}", scenario.name));
+            drop(stderr.flush());
+        }
+    };
+    let results = runner::run(&scenario, &server, run.pin, &mut progress);
+    if on_terminal {
+        drop(write!(stderr, "\r\x1b[K"));
+    }
+    let results = results?;
+    let page = page::page(&results).map_err(|why| Error::Failed(why.to_string()))?;
+    let json = serde_json::to_vec_pretty(&results).map_err(io::Error::from)?;
+    fs::create_dir_all(&run.out)
+        .map_err(|why| Error::Failed(format!("{}: {why}", run.out.display())))?;
+    let file = |ending: &str| run.out.join(format!("{}.{ending}", scenario.name));
+    write_file(&file("json"), &json)?;
+    write_file(&file("html"), page.as_bytes())?;
+    writeln!(io::stdout(), "{results}page: {}", file("html").display())?;
+    Ok(())
 }
 
 fn run_comparison(compare: &Compare) -> Result<(), Error> {

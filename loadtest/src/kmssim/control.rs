@@ -2,14 +2,18 @@
 
 use std::{
     convert::Infallible,
+    io,
+    net::SocketAddr,
     rc::Rc,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use http::{Method, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty, Full, Limited};
+use hyper::{
+    body::Incoming, client::conn::http1 as client, server::conn::http1, service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -32,6 +36,9 @@ use super::{
 const BODY_BYTES_MAX: usize = 256 << 20;
 /// How long a body may take.
 const BODY_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// How long connecting to it may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 const HELP: &str = r#"kmssim's control API. Bodies are JSON. A target is {"provider","operation","key"}, all optional;
 providers: aws gcp azure thales; operations: wrap unwrap data_key re_encrypt lookup random token discovery other;
@@ -63,6 +70,31 @@ POST   /replays                 {"refuse": false}: Entra takes a client assertio
 POST   /aws-errors              {"style": "plain" | "namespaced" | "header"}
 POST   /reset                   all as at the start
 "#;
+
+/// Asks the control API at `address`.
+///
+/// # Errors
+/// If there is no answer.
+pub(super) async fn ask<R: Rt>(
+    rt: R,
+    address: SocketAddr,
+    path: &'static str,
+) -> io::Result<Bytes> {
+    let stream = rt.connect(address, CONNECT_TIMEOUT).await;
+    let io = TokioIo::new(stream.map_err(io::Error::other)?);
+    let (mut sender, connection) = client::handshake(io).await.map_err(io::Error::other)?;
+    rt.spawn(async move { drop(connection.await) });
+    let request = Request::get(path)
+        .header(header::HOST, "control")
+        .body(Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let answer = sender
+        .send_request(request)
+        .await
+        .map_err(io::Error::other)?;
+    let body = answer.into_body().collect().await;
+    Ok(body.map_err(io::Error::other)?.to_bytes())
+}
 
 /// What an order could not be carried out for.
 #[derive(Debug)]
@@ -224,7 +256,7 @@ impl<R: Rt> Control<R> {
         }
     }
 
-    async fn answer(&self, request: hyper::Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
         let body = Limited::new(body, BODY_BYTES_MAX).collect();
         let rt = &self.service.rt;
