@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tsp-bench", &["tsp-kms", "tsp-shards", "tsp-wire"]),
     ("tsp-kms", &["tsp-wire"]),
     ("tsp-loadtest", &["tsp-rt", "tsp-wire"]),
+    ("tsp-reference", &["tsp-wire"]),
     ("tsp-shards", &["tsp-kms", "tsp-rt", "tsp-wire"]),
 ];
 
@@ -30,6 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const TEST_ARROWS: &[(&str, &[&str])] = &[
     ("tsp", &["tsp-loadtest"]),
     ("tsp-bench", &["tsp-rt"]),
+    ("tsp-reference", &["tsp-loadtest", "tsp-shards"]),
     ("tsp-shards", &["tsp-rt"]),
 ];
 
