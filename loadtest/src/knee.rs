@@ -5,6 +5,9 @@ use crate::scenario::StepsDoc;
 /// Most steps: a factor of 1.05 gets from 1 to 10 million in 331, but nobody waits for that.
 const STEPS_MAX: u32 = 60;
 
+/// Lowest rate that is tried: below it a step has hardly a request.
+const RATE_MIN: f64 = 1.0;
+
 /// Which rate to try next, from what came of the ones before.
 #[derive(Debug)]
 pub(crate) struct Search {
@@ -50,11 +53,12 @@ impl Search {
         }
         self.next = match (self.passed, self.not_passed) {
             (_, None) => Some(rate * self.factor),
+            (None, Some(_)) => Some(rate / self.factor).filter(|rate| *rate >= RATE_MIN),
             (Some(passed), Some(not_passed)) if self.halvings_left > 0 => {
                 self.halvings_left -= 1;
                 Some(f64::midpoint(passed, not_passed))
             }
-            _ => None,
+            (Some(_), Some(_)) => None,
         };
     }
 
@@ -92,8 +96,16 @@ mod tests {
     }
 
     #[test]
+    fn it_goes_down_first_if_it_began_too_high() {
+        let (rates, knee) = search(300.0, 1);
+        assert_eq!(rates, [1_000.0, 500.0, 250.0, 375.0]);
+        assert_eq!(knee, Some(250.0));
+    }
+
+    #[test]
     fn it_ends_whatever_happens() {
-        assert_eq!(search(0.0, 3), (vec![1_000.0], None));
+        let (rates, knee) = search(0.0, 3);
+        assert_eq!((rates.len(), knee), (10, None));
         let (rates, knee) = search(f64::INFINITY, 3);
         assert_eq!(rates.len(), 60);
         assert_eq!(knee, rates.last().copied());

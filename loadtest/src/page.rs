@@ -15,9 +15,9 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222830; background: #f6f7f9
 main { max-width: 58rem; margin: 0 auto; padding: 1.5rem; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 p.about { margin: .4rem 0 1.2rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .7rem; margin: 0; }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.2rem, 1fr)); gap: .7rem; margin: 0; }
 dl div { background: #fff; border: 1px solid #e3e6ea; border-radius: .4rem; padding: .5rem .8rem; }
-dt { color: #5a6370; font-size: .85rem; } dd { margin: 0; font-size: 1.35rem; font-weight: 600; }
+dt { color: #5a6370; font-size: .85rem; } dd { margin: 0; font-size: 1.2rem; font-weight: 600; white-space: nowrap; }
 dd small { font-size: .85rem; font-weight: 400; color: #5a6370; }
 figure { background: #fff; border: 1px solid #e3e6ea; border-radius: .4rem; margin: 0 0 1rem; padding: .7rem; }
 figcaption { font-weight: 600; } figcaption span { font-weight: 400; font-size: .9rem; margin-left: .9rem; white-space: nowrap; }
@@ -26,6 +26,7 @@ svg { width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; width: 100%; background: #fff; font-size: .92rem; margin-bottom: 1rem; }
 th, td { border: 1px solid #e3e6ea; padding: .25rem .6rem; text-align: right; } th:first-child, td:first-child { text-align: left; }
 th { background: #eef0f3; font-weight: 600; } tr.knee td { background: #e8f3ec; }
+table.facts td { text-align: left; }
 .bad { color: #a8231f; }
 pre { background: #fff; border: 1px solid #e3e6ea; padding: .7rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; }
 ";
@@ -52,15 +53,12 @@ pub fn page(results: &Results) -> Result<String, Box<dyn Error>> {
                 p.about { (results.about) }
                 dl {
                     (tile("operations/s", &thousands(per_second(results)), ""))
-                    @if total.failed > 0 {
-                        (tile("failed", &thousands(total.failed as f64), &format!("of {}", thousands(all as f64))))
-                    } @else {
-                        (tile("failed", "0", &format!("of {}", thousands(all as f64))))
-                    }
+                    (tile("failed", &thousands(total.failed as f64), &format!("of {}", thousands(all as f64))))
                     @if let Some(first) = results.loads.first() {
-                        (tile("latency p50", &ms(first.report.latency_us.p50), "ms"))
-                        (tile("latency p99", &ms(first.report.latency_us.p99), "ms"))
-                        (tile("latency p99.9", &ms(first.report.latency_us.p99_9), "ms"))
+                        @let whose = if many { first.name.as_str() } else { "latency" };
+                        (tile(&format!("{whose} p50"), &ms(first.report.latency_us.p50), "ms"))
+                        (tile(&format!("{whose} p99"), &ms(first.report.latency_us.p99), "ms"))
+                        (tile(&format!("{whose} p99.9"), &ms(first.report.latency_us.p99_9), "ms"))
                     }
                     (tile("CPU per operation", &format!("{:.1}", total.proxy_cpu.us_per_request), "µs"))
                     @if total.keys_per_operation > 1.0 {
@@ -78,7 +76,7 @@ pub fn page(results: &Results) -> Result<String, Box<dyn Error>> {
                     (figure(
                         &format!("latency-{index}"),
                         &if many { format!("Latency of {}", load.name) } else { "Latency".to_owned() },
-                        latency(load),
+                        latency(results, load),
                     )?)
                 }
                 (figure("cpu", "CPU of the proxy per operation", over_time(results, "µs", |i| i.cpu_us_per_operation))?)
@@ -122,9 +120,10 @@ fn figure(id: &str, title: &str, plot: Plot) -> Result<Markup, Box<dyn Error>> {
     })
 }
 
-fn over_seconds(y: &'static str, lines: Vec<Line>) -> Plot {
+fn over_seconds(results: &Results, y: &'static str, lines: Vec<Line>) -> Plot {
     Plot {
         x: "seconds",
+        x_max: results.total.seconds,
         y,
         logarithmic: false,
         marked: false,
@@ -148,10 +147,10 @@ fn throughput(results: &Results) -> Plot {
             lines.push(line("failed", |point| point.failed_per_second));
         }
     }
-    over_seconds("operations/s", lines)
+    over_seconds(results, "operations/s", lines)
 }
 
-fn latency(load: &LoadResult) -> Plot {
+fn latency(results: &Results, load: &LoadResult) -> Plot {
     let line = |name: &str, figure: fn(&Latency) -> u64| Line {
         name: name.to_owned(),
         points: load
@@ -166,6 +165,7 @@ fn latency(load: &LoadResult) -> Plot {
     Plot {
         logarithmic: true,
         ..over_seconds(
+            results,
             "ms",
             vec![
                 line("p50", |latency| latency.p50),
@@ -178,13 +178,16 @@ fn latency(load: &LoadResult) -> Plot {
 }
 
 fn over_time(results: &Results, y: &'static str, figure: fn(&Interval) -> Option<f64>) -> Plot {
-    let points = results.intervals.iter();
+    // The last interval ends with the run, however short it is by then.
+    let usual_s = results.intervals.first().map_or(0.0, |first| first.seconds);
+    let whole = |interval: &&Interval| interval.seconds >= usual_s / 2.0;
+    let points = results.intervals.iter().filter(whole);
     let points = points.filter_map(|interval| Some((interval.at_s, figure(interval)?)));
     let line = Line {
         name: y.to_owned(),
         points: points.collect(),
     };
-    over_seconds(y, vec![line])
+    over_seconds(results, y, vec![line])
 }
 
 /// What the steps showed, over the rate.
@@ -200,6 +203,7 @@ fn steps(results: &Results) -> Result<Markup, Box<dyn Error>> {
     };
     let over_rate = |y, logarithmic, lines| Plot {
         x: "operations/s asked for",
+        x_max: by_rate.last().map_or(0.0, |step| step.rate * 1.05),
         y,
         logarithmic,
         marked: true,
@@ -225,11 +229,12 @@ fn steps(results: &Results) -> Result<Markup, Box<dyn Error>> {
         (figure("cpu-by-rate", "CPU of the proxy per operation", cpu)?)
         table {
             tr { th { "asked, /s" } th { "answered, /s" } th { "failed" } th { "p50, ms" } th { "p99, ms" }
-                th { "p99.9, ms" } th { "CPU, µs" } th { "CPUs busy" } th { "served well" } }
+                th { "p99.9, ms" } th { "sent late by p99, ms" } th { "CPU, µs" } th { "CPUs busy" } th { "served well" } }
             @for step in &by_rate {
                 tr.knee[Some(step.rate) == results.knee] {
                     td { (thousands(step.rate)) } td { (thousands(step.answered_per_second)) } td { (step.failed) }
                     td { (ms(step.latency_us.p50)) } td { (ms(step.latency_us.p99)) } td { (ms(step.latency_us.p99_9)) }
+                    td { (ms(step.late_us.p99)) }
                     td { (format!("{:.1}", step.cpu_us_per_operation)) } td { (format!("{:.2}", step.busy_cpus)) }
                     td { @if step.passed { "yes" } @else { "no" } }
                 }
@@ -301,7 +306,7 @@ fn facts(results: &Results) -> Markup {
     let loads: Vec<_> = stand.load_cpus.iter().flatten().copied().collect();
     let row = |name: &str, value: String| html! { tr { td { (name) } td { (value) } } };
     html! {
-        table {
+        table.facts {
             @for load in &results.loads {
                 @let setup = &load.report.setup;
                 (row(

@@ -45,6 +45,8 @@ fn color(index: usize) -> (u8, u8, u8) {
 pub(crate) struct Plot {
     /// What the horizontal axis has.
     pub(crate) x: &'static str,
+    /// Where it ends; it begins at 0.
+    pub(crate) x_max: f64,
     /// What the vertical axis has.
     pub(crate) y: &'static str,
     /// Whether the vertical axis is logarithmic; values of 0 and below are left out then.
@@ -81,7 +83,7 @@ impl Plot {
                 .margin_right(18)
                 .x_label_area_size(38)
                 .y_label_area_size(66);
-            let (x, y) = (self.x_range(), self.y_range());
+            let (x, y) = (0.0..above_zero(self.x_max), self.y_range());
             if self.logarithmic {
                 self.draw(builder.build_cartesian_2d(x, y.log_scale())?)?;
             } else {
@@ -103,10 +105,10 @@ impl Plot {
             .configure_mesh()
             .axis_style(INK)
             .bold_line_style(GRID)
-            .light_line_style(GRID.mix(0.0))
+            .light_line_style(GRID.mix(if self.logarithmic { 0.6 } else { 0.0 }))
             .label_style(("sans-serif", 13).into_font().color(&INK))
             .x_labels(11)
-            .y_labels(6)
+            .y_labels(if self.logarithmic { 12 } else { 6 })
             .x_desc(self.x)
             .y_desc(self.y)
             .x_label_formatter(&|value| short(*value))
@@ -138,11 +140,6 @@ impl Plot {
 
     fn all(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
         self.lines.iter().flat_map(|line| self.shown(line))
-    }
-
-    fn x_range(&self) -> Range<f64> {
-        let most = self.all().map(|(x, _)| x).fold(0.0, f64::max);
-        0.0..above_zero(most * 1.02)
     }
 
     fn y_range(&self) -> Range<f64> {
@@ -192,6 +189,7 @@ mod tests {
     fn plot(logarithmic: bool, points: &[(f64, f64)]) -> Plot {
         Plot {
             x: "seconds",
+            x_max: 2.0,
             y: "ms",
             logarithmic,
             marked: true,

@@ -86,15 +86,24 @@ pub struct Point {
 }
 
 impl Point {
-    /// A timeline that began `offset_s` after the start.
-    pub(crate) fn all(timeline: &Timeline, offset_s: f64) -> impl Iterator<Item = Self> {
+    /// A timeline that began `offset_s` after the start and lasted `lasted_s`. A last slice that is less than half full is
+    /// left out: there is too little in it.
+    pub(crate) fn all(
+        timeline: &Timeline,
+        offset_s: f64,
+        lasted_s: f64,
+    ) -> impl Iterator<Item = Self> {
         let slice_s = timeline.slice().as_secs_f64();
         let slices = timeline.slices().iter().enumerate();
-        slices.map(move |(index, slice)| Self {
-            at_s: offset_s + (index as f64 + 0.5) * slice_s,
-            answered_per_second: slice.latency_us.len() as f64 / slice_s,
-            failed_per_second: slice.failed as f64 / slice_s,
-            latency_us: (!slice.latency_us.is_empty()).then(|| Latency::of(&slice.latency_us)),
+        slices.filter_map(move |(index, slice)| {
+            let begins_s = index as f64 * slice_s;
+            let length_s = (lasted_s - begins_s).min(slice_s);
+            (length_s >= slice_s / 2.0).then(|| Self {
+                at_s: offset_s + begins_s + length_s / 2.0,
+                answered_per_second: slice.latency_us.len() as f64 / length_s,
+                failed_per_second: slice.failed as f64 / length_s,
+                latency_us: (!slice.latency_us.is_empty()).then(|| Latency::of(&slice.latency_us)),
+            })
         })
     }
 }
@@ -129,6 +138,8 @@ pub struct Total {
 pub struct Interval {
     /// Its middle, in seconds from the start.
     pub at_s: f64,
+    /// Its length in seconds.
+    pub seconds: f64,
     /// Operations that ended.
     pub operations: u64,
     /// CPU time of the proxy per operation, in microseconds; `null` if none ended.
@@ -150,6 +161,8 @@ pub struct Step {
     pub failed: u64,
     /// Latencies from the intended start.
     pub latency_us: Latency,
+    /// By how much requests were sent late; part of the latency.
+    pub late_us: Latency,
     /// CPU time of the proxy per operation, in microseconds.
     pub cpu_us_per_operation: f64,
     /// CPUs that the proxy kept busy.
@@ -190,6 +203,17 @@ impl fmt::Display for Results {
                 ms(p99),
                 ms(p99_9)
             )?;
+            if let Some(late) = load
+                .report
+                .generator_late_us
+                .filter(|late| late.p99 > p99 / 2)
+            {
+                let late = ms(late.p99);
+                writeln!(
+                    f,
+                    "  beware: requests were sent late, p99 {late:.2} ms; their latency has that in it"
+                )?;
+            }
             if let Some(why) = &load.report.first_failure {
                 writeln!(f, "  the first failure: {why}")?;
             }
@@ -216,8 +240,8 @@ impl fmt::Display for Results {
             ),
             (None, Some(by)) => writeln!(
                 f,
-                "knee: below {} operations/s, the rate of the first step",
-                by.from
+                "knee: none, no step had its p99 below {} ms",
+                by.p99_ms_max
             ),
             (_, None) => Ok(()),
         }
@@ -238,6 +262,23 @@ pub(crate) fn significant(number: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_slice_counts_if_it_is_half_full() {
+        let second = std::time::Duration::from_secs(1);
+        let mut timeline = Timeline::new(second, 1_000_000);
+        for at in [second / 2, second, second * 3 / 2] {
+            timeline.count(at, Some(100)).unwrap();
+        }
+        let points = |lasted_s| -> Vec<_> {
+            Point::all(&timeline, 10.0, lasted_s)
+                .map(|point| (point.at_s, point.answered_per_second))
+                .collect()
+        };
+        assert_eq!(points(2.0), [(10.5, 1.0), (11.5, 2.0)]);
+        assert_eq!(points(1.5), [(10.5, 1.0), (11.25, 4.0)]);
+        assert_eq!(points(1.4), [(10.5, 1.0)]);
+    }
 
     #[test]
     fn small_numbers_keep_their_digits() {

@@ -171,6 +171,7 @@ impl Sample {
         let cpu = next.proxy.since(&self.proxy).total();
         Interval {
             at_s: (self.at + next.at).as_secs_f64() / 2.0,
+            seconds: next.at.saturating_sub(self.at).as_secs_f64(),
             operations,
             cpu_us_per_operation: per_operation(cpu.as_secs_f64() * 1e6),
             kms_calls_per_operation: per_operation(calls as f64),
@@ -341,12 +342,11 @@ impl Run<'_> {
             return;
         };
         let interval = from.interval(to);
-        let seconds = (to.at.saturating_sub(from.at)).as_secs_f64();
         let line = format!(
             "{doing}, {:.0} of {:.0} s: {:.0} operations/s, {} failed, {:.1} µs CPU and {:.3} KMS calls per operation",
             to.at.saturating_sub(offset).as_secs_f64(),
             time.as_secs_f64(),
-            ratio(interval.operations as f64, seconds),
+            ratio(interval.operations as f64, interval.seconds),
             to.failed,
             interval.cpu_us_per_operation.unwrap_or_default(),
             interval.kms_calls_per_operation.unwrap_or_default(),
@@ -360,13 +360,19 @@ impl Measured {
     fn loads(&self, scenario: &Scenario) -> io::Result<Vec<LoadResult>> {
         let mut loads = Vec::new();
         for (index, load) in scenario.doc.load.iter().enumerate() {
+            let (delay, _) = load.times(&scenario.doc);
             let mut sum: Option<Outcome> = None;
             let mut timeline = Vec::new();
             for (offset, outcomes) in &self.stages {
                 let Some(outcome) = outcomes.get(index) else {
                     continue;
                 };
-                timeline.extend(Point::all(&outcome.timeline, offset.as_secs_f64()));
+                let lasted = (outcome.ended - outcome.began) + delay;
+                timeline.extend(Point::all(
+                    &outcome.timeline,
+                    offset.as_secs_f64(),
+                    lasted.as_secs_f64(),
+                ));
                 match &mut sum {
                     Some(sum) => sum.add(outcome)?,
                     None => sum = Some(outcome.clone()),
@@ -415,6 +421,7 @@ fn step(
         answered_per_second,
         failed: outcome.failed(),
         latency_us,
+        late_us: Latency::of(&outcome.late_us),
         cpu_us_per_operation: ratio(cpu_s * 1e6, to.operations_since(from) as f64),
         busy_cpus: ratio(cpu_s, (to.at.saturating_sub(from.at)).as_secs_f64()),
         passed: outcome.failed() == 0
