@@ -3,9 +3,11 @@
 
     cargo build --release -p tsp -p tsp-loadtest
     loadtest/misbehave.py batch      # 10,000 keys at once, again and again, under 256 open files: time, memory, files
+    loadtest/misbehave.py cold       # 3,000 unwraps at once of one EDEK whose leased key no shard has: KMS calls
     loadtest/misbehave.py closing    # a far end that closes what is idle for a second: failed calls, calls sent again
     loadtest/misbehave.py faults     # resets and throttling: success rates, and what the rules of retrying predict
     loadtest/misbehave.py isolation  # one tenant's key hangs for 10 s under load: the others' latency, what a refusal costs
+    loadtest/misbehave.py expiry     # leased keys that end all the time, against such that do not: latency, waits for the KMS
     loadtest/misbehave.py tokens     # 3,000 operations at once that have no token yet: token calls
 
 Each run starts kmssim and tsp on free ports and ends both. The two share the machine with loadgen, so times and rates are lower
@@ -15,6 +17,7 @@ import argparse
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -87,6 +90,7 @@ class Tsp(Child):
             assert self.process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.01)
         self.http = json.loads(serving[0])["http"]
+        self.health = json.loads(serving[0])["health"]
 
     def metric(self, name, **labels):
         """Sum over all series of that name with these labels."""
@@ -213,7 +217,7 @@ def isolation(folder):
     and their waiting leaves it to each other. The tenant whose key will hang has a generator of its own, or its requests
     would take the connections from the others. A round is: all well; the key hangs; only refusals, while it still does; the key
     serves again. How much two rounds differ while all is well says what such a ratio is worth on this machine."""
-    seconds, good_rate, bad_rate, refusal_rate, kms_ms = 10, 1500, 200, 1000, 5
+    seconds, good_rate, bad_rate, refusal_rate, kms_ms = 10, RATE, RATE // 8, 1000, 5
     own, shared = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))[:2]]
     tenants = ",".join(f"tenant-{number}" for number in range(1, 32))
     gentle = ["--cores", shared, "--share-cpu"]
@@ -304,6 +308,76 @@ def isolation(folder):
     print(f"busy without the hang, of one CPU: proxy {spread('tsp')}, KMS {spread('kmssim')}")
 
 
+def cold(folder):
+    """3,000 connections that all unwrap one EDEK at once, just after its tenant was forgotten on every shard.
+
+    A shard works on 2,048 requests of one tenant at a time and refuses more."""
+    connections, token = 3_000, "0123456789abcdef0123456789abcdef"
+    slow = ["--latency", json.dumps({"target": {"provider": "aws", "operation": "unwrap"}, "fixed_ms": 500})]
+    headers = {"Authorization": f"cmk {API_KEY}", "Content-Type": "application/json"}
+    metadata = {"tenantId": "tenant-1", "iclFields": {"requestingId": "cold"}, "customFields": {}}
+    print("shards  answered with the DEK  of  KMS unwrap calls")
+    for shards in (1, 2, 4):
+        with Kmssim(folder, "--providers", "aws", "--tenants", 1, "--leasing", *slow) as kmssim:
+            with Tsp(folder, kmssim.config, TSP_SHARDS=str(shards), TSP_ADMIN_TOKEN=token) as tsp:
+                wrapped = json.loads(call(tsp.http, "POST", "/api/1/document/wrap", metadata, headers))
+                body = json.dumps(metadata | {"encryptedDocumentKey": wrapped["edek"]})
+                lines = ["POST /api/1/document/unwrap HTTP/1.1", f"Host: {tsp.http}", f"Content-Length: {len(body)}"]
+                lines += [f"{name}: {value}" for name, value in headers.items()]
+                request = ("\r\n".join([*lines, "Connection: close", "", body])).encode()
+                host, port = tsp.http.rsplit(":", 1)
+                open_ones = [socket.create_connection((host, int(port)), timeout=60) for _ in range(connections)]
+                # The lease proves itself by an unwrap of its own.
+                call(tsp.health, "POST", "/admin/tenants/tenant-1/forget", {}, {"Authorization": f"Bearer {token}"})
+                kmssim.order("DELETE", "/requests")
+                for connection in open_ones:
+                    connection.sendall(request)
+                answered = 0
+                for connection in open_ones:
+                    text = b"".join(iter(lambda: connection.recv(65536), b""))
+                    answered += wrapped["dek"].encode() in text
+                    connection.close()
+                calls = kmssim.metrics()["providers"]["aws"]["unwrap"]["requests"]
+                print(f"{shards:6}  {answered:21}  of {connections}  {calls:3}")
+
+
+def expiry(folder):
+    """Leased keys of 4 tenants that are proven, renewed and thrown away every few seconds under load, at a KMS that takes
+    20 ms, against the same load with keys that last: what the end of a key does to the slowest requests. The proxy has the
+    first CPU, the generator the second, whose time the KMS hardly needs."""
+    seconds, kms_ms = 15, 20
+    own, shared = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))[:2]]
+    tenants = ",".join(f"tenant-{number}" for number in range(1, 5))
+    load = ["wrap", "--tenants", tenants, "--rate", RATE, "--connections", 32, "--seconds", seconds, "--cores", shared]
+    options = ["--providers", "aws", "--tenants", 4, "--leasing", "--latency", json.dumps({"fixed_ms": kms_ms})]
+    cpus = {"TSP_SHARDS": "1", "TSP_CORES": own, "TSP_CONTROL_CORE": own}
+    kinds = {"last": {}, "end": {"TSP_LEASE_REVALIDATE_S": "2", "TSP_LEASE_MAX_AGE_S": "4"}}
+    print(f"{RATE} wraps/s for 4 tenants under leased keys, KMS {kms_ms} ms, {IO}; {ROUNDS} rounds of {seconds} s")
+    print("round  keys   p50 p99 p99.9 max ms        failed  keys made  proofs  requests without a key in memory")
+    ratios = {name: [] for name in ("p50", "p99", "p99_9", "max")}
+    for number in range(1, ROUNDS + 1):
+        seen = {}
+        for kind in sorted(kinds, reverse=number % 2 == 0):
+            with Kmssim(folder, *options, cpu=shared) as kmssim, Tsp(folder, kmssim.config, **cpus, **kinds[kind]) as tsp:
+                tsp.load(folder, *load[:-4], "--seconds", 5, *load[-2:])
+
+                def counts():
+                    operations = [tsp.metric("tsp_key_operations_total", operation=f"leased_key_{what}") for what in ("wrap", "unwrap")]
+                    return [*operations, tsp.metric("tsp_held_key_uses_total", kind="lease", result="miss")]
+
+                before = counts()
+                report = tsp.load(folder, *load, "--cold")
+                made, proofs, misses = [after - count for after, count in zip(counts(), before)]
+            seen[kind] = [report["latency_us"][name] / 1e3 for name in ratios]
+            shown = " ".join(f"{figure:6.3f}" for figure in seen[kind])
+            print(f"{number:5}  {kind:4}  {shown}  {report['failed']:6}  {made:9.0f}  {proofs:6.0f}  {misses:.0f}")
+        for place, name in enumerate(ratios):
+            ratios[name].append(seen["end"][place] / seen["last"][place])
+    for name, figures in ratios.items():
+        figures.sort()
+        print(f"{name}, keys that end to keys that last: median {figures[len(figures) // 2]:.3f} ({figures[0]:.3f} to {figures[-1]:.3f})")
+
+
 def tokens(folder):
     """3,000 operations at once that all need the same token."""
     operations = 3_000
@@ -342,14 +416,16 @@ def tokens(folder):
                         print("  ", report["first_failure"])
 
 
-RUNS = {run.__name__: run for run in (batch, closing, faults, isolation, tokens)}
+RUNS = {run.__name__: run for run in (batch, closing, cold, expiry, faults, isolation, tokens)}
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("run", choices=RUNS)
 options.add_argument("--bin", type=Path, default=ROOT / "target/release", help="folder of the programs (default: %(default)s)")
 options.add_argument("--io", choices=("epoll", "uring"), default="epoll", help="the proxy's I/O back end (default: %(default)s)")
-options.add_argument("--rounds", type=int, default=7, help="rounds of isolation (default: %(default)s)")
+options.add_argument("--rounds", type=int, default=7, help="rounds of isolation and expiry (default: %(default)s)")
+options.add_argument("--rate", type=int, default=1500, help="wraps a second in expiry, and for the others in isolation (default: %(default)s)")
 options = options.parse_args()
 ROUNDS = options.rounds
+RATE = options.rate
 IO = options.io
 BIN = options.bin.resolve()
 for program in ("tsp", "kmssim", "loadgen"):

@@ -13,6 +13,10 @@ use tsp::{
     SecretsOptions,
 };
 
+// Chosen for its memory, not for its speed: tuning.md.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Tenant Security Proxy: wraps and unwraps document keys with each tenant's own KMS.
 #[derive(Debug, Parser)]
 #[command(name = "tsp", version, about, after_help = AFTER_HELP, disable_help_subcommand = true)]

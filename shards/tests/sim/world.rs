@@ -145,7 +145,10 @@ impl Kms {
                     );
                 let closes = async {
                     loop {
-                        kms.rt.sleep(Duration::from_millis(50)).await;
+                        // Most worlds never ask for it, and live for hours.
+                        let asked = kms.closes_idle_after.get().is_some();
+                        let pause = if asked { 50 } else { 1_000 };
+                        kms.rt.sleep(Duration::from_millis(pause)).await;
                         if let (Some(after), Some(since)) =
                             (kms.closes_idle_after.get(), idle_since.get())
                             && kms.rt.now() - since >= after
