@@ -66,7 +66,7 @@ pub fn page(results: &Results) -> Result<String, Box<dyn Error>> {
                     }
                     (tile("KMS calls per operation", &significant(total.kms_calls_per_operation), ""))
                     @if let Some(rate) = results.knee {
-                        (tile("knee", &thousands(rate), "operations/s"))
+                        (tile("knee", &thousands(rate), "/s"))
                     }
                 }
                 @if !results.steps.is_empty() { (steps(results)?) }
