@@ -12,6 +12,10 @@ use std::{
 use clap::Parser;
 use tsp_reference::{config::Config, service::Service};
 
+/// The proxy's allocator, so that what differs is the way and not that.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Wraps and unwraps as the proxy does, on axum. The API key is taken from the environment variable API_KEY.
 ///
 /// Prints one JSON line with its address once it serves, and serves until it is killed.

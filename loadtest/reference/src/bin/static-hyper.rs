@@ -13,6 +13,10 @@ use std::{
 use clap::Parser;
 use tsp_reference::fixed::Fixed;
 
+/// The proxy's allocator, so that what differs is the way and not that.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Gives fixed answers, on one thread.
 ///
 /// Prints one JSON line with its address once it serves, and serves until it is killed.
