@@ -120,7 +120,9 @@ async fn shake_in(
         }
     });
     let mut took = Duration::ZERO;
-    for _ in 0..count {
+    // The first one is for the session: a server forgets old ones when it has met many clients.
+    let first = u64::from(resumes);
+    for number in 0..count + first {
         let (tls, stream) = (
             client(),
             rt.connect(address, Duration::from_secs(9)).await.unwrap(),
@@ -133,8 +135,10 @@ async fn shake_in(
             stream.is_resumed()
         })
         .await;
-        assert_eq!(resumed, resumes);
-        took += time;
+        if number >= first {
+            assert_eq!(resumed, resumes);
+            took += time;
+        }
     }
     took
 }
@@ -142,9 +146,6 @@ async fn shake_in(
 fn main() -> io::Result<()> {
     let [ecdsa, rsa] = [&PKCS_ECDSA_P256_SHA256, &PKCS_RSA_SHA256].map(Chain::new);
     let known = [&ecdsa, &rsa].map(Chain::client);
-    for (chain, client) in [&ecdsa, &rsa].into_iter().zip(&known) {
-        shake(chain, 1, false, || client.clone());
-    }
     let [of_ecdsa, of_rsa] = known;
     tsp_bench::main(
         "handshake",
