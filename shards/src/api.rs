@@ -308,6 +308,10 @@ impl<R: Rt> Drop for BodyBytes<'_, R> {
     }
 }
 
+/// Bytes of a body up to which its buffer doubles when it is full. Beyond, it takes the longest body's address space at
+/// once, of which only what arrives becomes memory: a copy for each doubling would be memory, of the old size and the new.
+const BODY_DOUBLED_MAX: usize = 1 << 20;
+
 async fn read_body<'a, R: Rt>(
     core: &'a Core<R>,
     request: Request<Incoming>,
@@ -338,6 +342,10 @@ async fn read_body<'a, R: Rt>(
                 return Err(OpError::BodyTooLong(bytes_max));
             }
             body.hold(data.len())?;
+            let (length, room) = (body.bytes.len(), body.bytes.capacity());
+            if length >= BODY_DOUBLED_MAX && length + data.len() > room {
+                body.bytes.reserve_exact(bytes_max - length);
+            }
             body.bytes.extend_from_slice(&data);
         }
         Ok(())
