@@ -348,7 +348,7 @@ def expiry(folder):
     seconds, kms_ms = 15, 20
     own, shared = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))[:2]]
     tenants = ",".join(f"tenant-{number}" for number in range(1, 5))
-    load = ["wrap", "--tenants", tenants, "--rate", RATE, "--connections", 32, "--seconds", seconds, "--cores", shared]
+    load = ["wrap", "--tenants", tenants, "--rate", RATE, "--connections", 32, "--cores", shared, "--seconds"]
     options = ["--providers", "aws", "--tenants", 4, "--leasing", "--latency", json.dumps({"fixed_ms": kms_ms})]
     cpus = {"TSP_SHARDS": "1", "TSP_CORES": own, "TSP_CONTROL_CORE": own}
     kinds = {"last": {}, "end": {"TSP_LEASE_REVALIDATE_S": "2", "TSP_LEASE_MAX_AGE_S": "4"}}
@@ -359,14 +359,14 @@ def expiry(folder):
         seen = {}
         for kind in sorted(kinds, reverse=number % 2 == 0):
             with Kmssim(folder, *options, cpu=shared) as kmssim, Tsp(folder, kmssim.config, **cpus, **kinds[kind]) as tsp:
-                tsp.load(folder, *load[:-4], "--seconds", 5, *load[-2:])
+                tsp.load(folder, *load, 5)
 
                 def counts():
                     operations = [tsp.metric("tsp_key_operations_total", operation=f"leased_key_{what}") for what in ("wrap", "unwrap")]
                     return [*operations, tsp.metric("tsp_held_key_uses_total", kind="lease", result="miss")]
 
                 before = counts()
-                report = tsp.load(folder, *load, "--cold")
+                report = tsp.load(folder, *load, seconds, "--cold")
                 made, proofs, misses = [after - count for after, count in zip(counts(), before)]
             seen[kind] = [report["latency_us"][name] / 1e3 for name in ratios]
             shown = " ".join(f"{figure:6.3f}" for figure in seen[kind])

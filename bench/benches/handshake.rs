@@ -145,8 +145,7 @@ async fn shake_in(
 
 fn main() -> io::Result<()> {
     let [ecdsa, rsa] = [&PKCS_ECDSA_P256_SHA256, &PKCS_RSA_SHA256].map(Chain::new);
-    let known = [&ecdsa, &rsa].map(Chain::client);
-    let [of_ecdsa, of_rsa] = known;
+    let [of_ecdsa, of_rsa] = [&ecdsa, &rsa].map(Chain::client);
     tsp_bench::main(
         "handshake",
         vec![

@@ -67,10 +67,10 @@ const TRANSIENT_PAUSE_MAX: Duration = Duration::from_millis(50);
 /// Longest random pause before the retry of a throttled call that came without a hint.
 const THROTTLED_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// What a call was doing when the KMS itself was late.
 /// What a call is doing while it has no connection.
 const CONNECTING: &str = "connecting";
 
+/// What a call was doing when the KMS itself was late.
 const WAITING_FOR_ANSWER: &str = "waiting for the KMS";
 
 /// Longest wait for a connection to become ready again after its answer has been read.

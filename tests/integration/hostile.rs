@@ -22,10 +22,9 @@ const IDLE_CONNECTIONS: usize = 5_000;
 /// time: a body up to the limit of 16 MiB, and half of that for what is read out of it.
 const GROWTH_KIB_MAX: u64 = 24 * 1024;
 
-/// What the peak may grow by, in KiB, when the same attack is repeated many times more: an allocator keeps a few
-/// freed bodies per thread for a while. A leak of one body per attack would be
-/// three times this.
-const REPEATED_GROWTH_KIB_MAX: u64 = 128 * 1024;
+/// What the peak may grow by, in KiB, when the same attack is repeated many times more: two bodies that the allocator has
+/// not given back yet. A leak of one body per attack would be twelve times this.
+const REPEATED_GROWTH_KIB_MAX: u64 = 32 * 1024;
 
 /// Resident memory per idle connection, in KiB: hyper's read buffer and the connection's task.
 const IDLE_CONNECTION_KIB_MAX: u64 = 32;
