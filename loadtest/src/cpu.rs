@@ -33,7 +33,7 @@ impl CpuTime {
                 Ok(Some((name, time))) => *times.entry(name).or_default() += time,
                 Ok(None) => return from_ticks(&process),
                 // The thread has ended since the directory was read.
-                Err(why) if why.kind() == io::ErrorKind::NotFound => {}
+                Err(why) if has_ended(&why) => {}
                 Err(why) => return Err(why),
             }
         }
@@ -60,6 +60,11 @@ impl CpuTime {
     pub fn threads(&self) -> impl Iterator<Item = (&str, Duration)> {
         self.0.iter().map(|(name, time)| (name.as_str(), *time))
     }
+}
+
+/// Whether that is how the kernel says that a thread is gone: no such file, or no such process if the file was open by then.
+fn has_ended(why: &io::Error) -> bool {
+    why.kind() == io::ErrorKind::NotFound || why.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// Name and time of one thread; `None` if this kernel does not tell.
@@ -109,6 +114,19 @@ mod tests {
         };
         // The kernel adds a running thread's time up at its next tick, so the first look may be too early.
         assert!((0..10_000).any(used));
+    }
+
+    #[test]
+    fn threads_that_end_meanwhile_are_left_out() {
+        let ending = std::thread::spawn(|| {
+            for _ in 0..2_000 {
+                std::thread::spawn(|| ()).join().unwrap();
+            }
+        });
+        while !ending.is_finished() {
+            CpuTime::of(std::process::id()).unwrap();
+        }
+        ending.join().unwrap();
     }
 
     #[test]
