@@ -107,8 +107,17 @@ pub const WRAP_BODY: &str = r#"{"tenantId":"tenant-a","iclFields":{"requestingId
 /// [`WRAP_BODY`] with one more member.
 #[must_use]
 pub fn body_with(member: &str) -> Vec<u8> {
-    let open = WRAP_BODY.strip_suffix('}').unwrap_or(WRAP_BODY);
-    format!("{open},{member}}}").into()
+    body_of(TENANT, member).into()
+}
+
+/// [`WRAP_BODY`] of another tenant, with one more member unless that is empty.
+#[must_use]
+pub fn body_of(tenant: &str, member: &str) -> String {
+    let body = WRAP_BODY.replace(TENANT, tenant);
+    match body.strip_suffix('}') {
+        Some(open) if !member.is_empty() => format!("{open},{member}}}"),
+        _ => body,
+    }
 }
 
 /// The body of a batch wrap of [`BATCH_ITEMS`] ids.
@@ -150,7 +159,13 @@ fn config(key: KmsKeyDoc) -> KmsConfigDoc {
 /// A local KMS.
 #[must_use]
 pub fn local_kms() -> LocalKms {
-    LocalKms::new(&Secret::new([7; 32]))
+    LocalKms::new(&local_kms_key())
+}
+
+/// The key of [`local_kms`].
+#[must_use]
+pub fn local_kms_key() -> Secret<[u8; 32]> {
+    Secret::new([7; 32])
 }
 
 /// Credentials that no account has: access key id and secret, of the usual lengths.
