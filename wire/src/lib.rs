@@ -3,10 +3,12 @@
 //! No I/O and no clock in here: bytes in, values out, and back. Nothing in this crate panics on bytes from outside.
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod api;
 mod code;
 pub mod derive;
 pub mod edek;
+pub mod envelope;
 pub mod event;
 mod ids;
 mod json;
