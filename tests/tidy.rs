@@ -26,10 +26,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tsp-shards", &["tsp-kms", "tsp-rt", "tsp-wire"]),
 ];
 
-/// What only tests and benches use on top: the simulated clock and network, and the simulated KMSs as the far end of whole
-/// proxies. Nothing of it is built into the product.
+/// What only tests and benches use on top: the simulated clock and network, the simulated KMSs as the far end of whole
+/// proxies, and the budget of what an operation may cost. Nothing of it is built into the product.
 const TEST_ARROWS: &[(&str, &[&str])] = &[
-    ("tsp", &["tsp-loadtest"]),
+    ("tsp", &["tsp-bench", "tsp-loadtest"]),
     ("tsp-bench", &["tsp-rt"]),
     ("tsp-reference", &["tsp-loadtest", "tsp-shards"]),
     ("tsp-shards", &["tsp-rt"]),

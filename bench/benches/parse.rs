@@ -54,7 +54,8 @@ fn main() -> io::Result<()> {
             // What a general parser takes, to owned strings.
             case("wrap by serde_json", WRAP_BODY.as_bytes(), |_, body| {
                 drop(serde_json::from_slice::<serde_json::Value>(body).unwrap());
-            }),
+            })
+            .without_budget(),
         ],
     )
 }

@@ -25,7 +25,8 @@ fn main() -> io::Result<()> {
                     let mut bytes = [0_u8; 32];
                     getrandom::fill(&mut bytes).unwrap();
                     bytes
-                }),
+                })
+                .without_budget(),
             ],
         )
     })?

@@ -1,18 +1,24 @@
 //! What the paths of a request cost without the kernel: one file in `benches/` per path, and here what they share.
 //!
 //! `cargo bench -p tsp-bench` measures with criterion, `cargo bench -p tsp-bench --bench parse -- wrap` only some.
-//! `cargo test` runs every case once. A case's result is asserted before its time is taken, so that nothing is measured
-//! that does not work.
+//! `cargo test` runs every case once, counts its instructions and compares them with `budget.toml`. A case's result is
+//! asserted before anything is measured, so that nothing is measured that does not work.
 #![forbid(unsafe_code)]
+
+pub mod budget;
+pub mod report;
+pub mod valgrind;
 
 use std::{
     env, fmt,
     hint::black_box,
-    io::{self, Write as _},
+    io,
     time::{Duration, SystemTime},
 };
 
+use budget::Cost;
 use criterion::Criterion;
+use report::Report;
 use tsp_kms::{Kms, LocalKms, RemoteKms};
 use tsp_wire::{
     Dek, KmsConfigId, Secret,
@@ -23,6 +29,7 @@ use tsp_wire::{
 pub struct Case<'a> {
     name: &'static str,
     run: Run<'a>,
+    counts: bool,
 }
 
 enum Run<'a> {
@@ -44,28 +51,47 @@ impl<'a> Case<'a> {
         let run = Run::Whole(Box::new(move || {
             black_box(run());
         }));
-        Self { name, run }
+        let counts = true;
+        Self { name, run, counts }
     }
 
-    /// Measures what `run` says that so many times took, where not all that it does is to count.
+    /// Measures what `run` says that so many times took, where not all that it does is to count. Has no budget.
     pub fn timed(name: &'static str, run: impl FnMut(u64) -> Duration + 'a) -> Self {
         let run = Run::Timed(Box::new(run));
-        Self { name, run }
+        let counts = false;
+        Self { name, run, counts }
+    }
+
+    /// Without a budget: it is not ours, or never costs the same.
+    #[must_use]
+    pub fn without_budget(mut self) -> Self {
+        self.counts = false;
+        self
     }
 }
 
-/// The main function of every bench: measures under `cargo bench`, runs each case once otherwise.
+/// Runs before instructions are counted: caches are filled, buffers grown.
+const WARM_UP: u32 = 16;
+
+/// Runs whose instructions are counted.
+const COUNTED: u32 = 100;
+
+/// Tells a bench under valgrind to run its cases in phases.
+const IN_PHASES: &str = "--in-phases";
+
+/// The main function of every bench: measures time under `cargo bench`; otherwise runs each case once, then all under
+/// valgrind, and compares the instructions with the budget.
 ///
 /// It does not leave the second to criterion, which ends with an error at options that it does not know, such as the
 /// `--test-threads` of `cargo test`.
 ///
 /// # Errors
-/// If standard output is gone.
-pub fn main(group: &str, cases: Vec<Case<'_>>) -> io::Result<()> {
+/// If standard output is gone, or valgrind is not there.
+pub fn main(group: &'static str, cases: Vec<Case<'_>>) -> io::Result<()> {
     if env::args().any(|argument| argument == "--bench") {
         let mut criterion = Criterion::default().configure_from_args();
         let mut group = criterion.benchmark_group(group);
-        for Case { name, run } in cases {
+        for Case { name, run, .. } in cases {
             match run {
                 Run::Whole(mut run) => group.bench_function(name, |bencher| bencher.iter(&mut run)),
                 Run::Timed(mut run) => {
@@ -77,22 +103,49 @@ pub fn main(group: &str, cases: Vec<Case<'_>>) -> io::Result<()> {
         criterion.final_summary();
         return Ok(());
     }
-    let mut out = io::stdout().lock();
-    let count = cases.len();
-    for Case { name, run } in cases {
+    if env::args().any(|argument| argument == IN_PHASES) {
+        for case in cases.into_iter().filter(|case| case.counts) {
+            case.in_phases();
+        }
+        return Ok(());
+    }
+    let mut counted = Vec::new();
+    let mut report = Report::new(group);
+    for Case { name, run, counts } in cases {
         match run {
             Run::Whole(mut run) => run(),
             Run::Timed(mut run) => {
                 run(1);
             }
         }
-        writeln!(out, "test {group}/{name} ... ok")?;
+        report.passed(name)?;
+        if counts {
+            counted.push(name);
+        }
     }
-    // In the form of the other tests, so that whoever counts those counts these.
-    writeln!(
-        out,
-        "\ntest result: ok. {count} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out"
-    )
+    if !counted.is_empty() {
+        let instructions =
+            valgrind::instructions(&[IN_PHASES], &["tsp_bench::valgrind::measured"])?;
+        let each = instructions
+            .iter()
+            .map(|all| *all as f64 / f64::from(COUNTED));
+        let figures: Vec<_> = counted.into_iter().zip(each).collect();
+        report.compare(Cost::Instructions, &figures)?;
+    }
+    report.end()
+}
+
+impl Case<'_> {
+    /// Each run by itself: what the loop takes does not count.
+    fn in_phases(self) {
+        let Run::Whole(mut run) = self.run else {
+            return;
+        };
+        (0..WARM_UP).for_each(|_| run());
+        valgrind::phase();
+        (0..COUNTED).for_each(|_| valgrind::measured(&mut run));
+        valgrind::phase();
+    }
 }
 
 /// The tenant of all requests.

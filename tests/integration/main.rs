@@ -32,4 +32,5 @@ mod requests;
 mod sdk;
 mod secrets;
 mod support;
+mod system_calls;
 mod upstream;

@@ -1,7 +1,7 @@
-//! What an operation costs a whole shard, as far as it is the same on every run: allocations.
+//! What an operation costs a whole shard, as far as it is the same on every run: allocations and instructions.
 //!
-//! `cargo test --workspace --bench gates` counts; with `-- --sites "leased wrap"` it tells where one operation
-//! allocates.
+//! `cargo test --workspace --bench gates` compares with `budget.toml`; with `-- --sites "leased wrap"` it tells where one
+//! operation allocates. `cargo bench -p tsp-bench --bench gates` gives the figures of the release profile.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::unwrap_used,
@@ -15,13 +15,12 @@
 mod metered;
 mod sites;
 mod stand;
-mod valgrind;
 
-use std::{
-    env,
-    io::{self, Write as _},
-};
+use std::{env, io};
 
+use tsp_bench::{budget::Cost, report::Report, valgrind};
+
+use metered::Allocated;
 use stand::{Operation, with_stand};
 
 /// Requests before anything is counted: connections are made, leases taken, buffers grown.
@@ -29,6 +28,9 @@ const WARM_UP: u32 = 64;
 
 /// Requests that are counted.
 const REQUESTS: u32 = 256;
+
+/// Tells this program, under valgrind, to perform all operations in phases.
+const IN_PHASES: &str = "--in-phases";
 
 fn main() -> io::Result<()> {
     let arguments: Vec<_> = env::args().skip(1).collect();
@@ -49,7 +51,28 @@ fn main() -> io::Result<()> {
         let operation = named(&operations, name);
         return sites::print(operation.name, operation.items);
     }
-    count()
+    if option(IN_PHASES).is_some() {
+        in_phases();
+        return Ok(());
+    }
+    let allocated = allocations();
+    let figures = |figure: fn(&Allocated) -> u64| {
+        let each = allocated.iter();
+        let each = each.map(|(operation, used)| (operation.name, operation.each(figure(used))));
+        each.collect::<Vec<_>>()
+    };
+    let mut report = Report::new("shard");
+    report.compare(Cost::Allocations, &figures(|used| used.count))?;
+    report.compare(Cost::Bytes, &figures(|used| used.bytes))?;
+    let inside = ["gates::metered::shard", "gates::metered::kernel"];
+    let instructions = valgrind::instructions(&[IN_PHASES], &inside)?;
+    let figures: Vec<_> = allocated
+        .iter()
+        .zip(instructions)
+        .map(|((operation, _), all)| (operation.name, operation.each(all)))
+        .collect();
+    report.compare(Cost::Instructions, &figures)?;
+    report.end()
 }
 
 fn named<'a>(operations: &'a [Operation], name: &str) -> &'a Operation {
@@ -60,27 +83,35 @@ fn named<'a>(operations: &'a [Operation], name: &str) -> &'a Operation {
     })
 }
 
-fn count() -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{:28} allocations    bytes, per item", "")?;
-    let counts = with_stand(async |mut stand| {
-        let mut counts = Vec::new();
+/// What each operation allocates in [`REQUESTS`].
+fn allocations() -> Vec<(Operation, Allocated)> {
+    with_stand(async |mut stand| {
+        let mut all = Vec::new();
         for operation in stand.operations().await {
             stand.perform(&operation, WARM_UP).await;
             metered::start_counting();
             stand.perform(&operation, REQUESTS).await;
-            counts.push((operation, metered::stop_counting()));
+            all.push((operation, metered::stop_counting()));
         }
-        counts
+        all
+    })
+}
+
+/// Performs the same for valgrind.
+fn in_phases() {
+    with_stand(async |mut stand| {
+        for operation in stand.operations().await {
+            stand.perform(&operation, WARM_UP).await;
+            valgrind::phase();
+            stand.perform(&operation, REQUESTS).await;
+            valgrind::phase();
+        }
     });
-    for (operation, used) in &counts {
-        let items = f64::from(REQUESTS) * f64::from(operation.items);
-        let (count, bytes) = (used.count as f64 / items, used.bytes as f64 / items);
-        writeln!(out, "{:28} {count:11.2} {bytes:8.0}", operation.name)?;
+}
+
+impl Operation {
+    /// The share of one item in what [`REQUESTS`] cost.
+    fn each(&self, all: u64) -> f64 {
+        all as f64 / (f64::from(REQUESTS) * f64::from(self.items))
     }
-    writeln!(
-        out,
-        "\ntest result: ok. {} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
-        counts.len()
-    )
 }

@@ -6,8 +6,7 @@ use std::{
 };
 
 use serde_json::Value;
-
-use crate::valgrind::Valgrind;
+use tsp_bench::valgrind::Valgrind;
 
 /// Requests of the first of two profiles; the second has twice as many, and the difference is theirs alone.
 const REQUESTS: u32 = 100;
@@ -51,7 +50,7 @@ pub(crate) fn print(name: &str, items: u32) -> io::Result<()> {
 
 /// What the shard allocates from the start until it has performed the operation so often.
 fn profile(name: &str, times: u32) -> io::Result<Sites> {
-    let run = Valgrind::new("dhat");
+    let run = Valgrind::new("dhat")?;
     let file = run.path("dhat.json");
     run.run(
         &[
@@ -59,7 +58,7 @@ fn profile(name: &str, times: u32) -> io::Result<Sites> {
             &format!("--dhat-out-file={}", file.display()),
         ],
         &["--perform", name, &times.to_string()],
-    );
+    )?;
     let profile: Value = serde_json::from_slice(&std::fs::read(file)?).unwrap();
     let mut sites = Sites::new();
     for point in profile["pps"].as_array().unwrap() {

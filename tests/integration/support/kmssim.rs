@@ -77,6 +77,17 @@ impl Simulator {
         self.running.control_url()
     }
 
+    /// Its endpoints' URL.
+    pub(crate) fn url(&self) -> String {
+        self.running.url()
+    }
+
+    /// The same without TLS.
+    pub(crate) fn plain_url(&self) -> String {
+        let url = self.running.plain_url();
+        url.expect("it listens without TLS too")
+    }
+
     /// Where it serves TLS.
     pub(crate) fn address(&self) -> SocketAddr {
         self.running.address()
