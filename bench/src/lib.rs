@@ -20,9 +20,10 @@ use budget::Cost;
 use criterion::Criterion;
 use report::Report;
 use tsp_kms::{Kms, LocalKms, RemoteKms};
+use tsp_shards::Snapshot;
 use tsp_wire::{
-    Dek, KmsConfigId, Secret,
-    snapshot::{GcpTokenKind, KmsConfigDoc, KmsKeyDoc},
+    Dek, KmsConfigId, Secret, SnapshotVersion,
+    snapshot::{AssignmentDoc, GcpTokenKind, KmsConfigDoc, KmsKeyDoc, SnapshotDoc, TenantDoc},
 };
 
 /// One thing to measure.
@@ -207,6 +208,35 @@ fn config(key: KmsKeyDoc) -> KmsConfigDoc {
         allow_insecure: false,
         ca_pem: None,
     }
+}
+
+/// Tenants of one local KMS config, [`config_id`]: `tenant-a-0` and so on.
+///
+/// # Panics
+/// If the configuration is refused.
+#[must_use]
+pub fn snapshot_of(tenants: usize) -> Snapshot {
+    let local = KmsKeyDoc::Local {
+        key: local_kms_key(),
+    };
+    let tenant = |number| TenantDoc {
+        id: format!("{TENANT}-{number}"),
+        assignments: vec![AssignmentDoc {
+            kms: 41,
+            active: true,
+            primary: true,
+        }],
+    };
+    let doc = SnapshotDoc {
+        version: SnapshotVersion(1),
+        kms: vec![config(local)],
+        unusable: Vec::new(),
+        tenants: (0..tenants).map(tenant).collect(),
+        secrets: Vec::new(),
+    };
+    let (snapshot, rejected) = Snapshot::from_doc(doc, true);
+    assert!(rejected.is_empty(), "{rejected:?}");
+    snapshot
 }
 
 /// A local KMS.

@@ -204,7 +204,7 @@ pub(crate) async fn unwrap_key<R: Rt>(
 }
 
 /// Encrypts a DEK under a leased key: AES-256-GCM, no additional data. `None` never comes of a key of 32 bytes.
-fn seal_leased(
+pub(crate) fn seal_leased(
     leased_key: &Aes256Gcm,
     iv: &[u8; LeasedForm::IV_BYTES],
     dek: &Dek,
@@ -223,7 +223,11 @@ fn seal_leased(
 ///
 /// # Errors
 /// What does not fit, in words for the caller: wrong sizes, or an authentication failure.
-fn open_leased(leased_key: &Aes256Gcm, iv: &[u8], data: &[u8]) -> Result<Dek, &'static str> {
+pub(crate) fn open_leased(
+    leased_key: &Aes256Gcm,
+    iv: &[u8],
+    data: &[u8],
+) -> Result<Dek, &'static str> {
     let nonce: &[u8; 12] = iv
         .try_into()
         .map_err(|_| "Provided EDEK is leased, but its IV does not have 12 bytes.")?;

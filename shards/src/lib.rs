@@ -7,6 +7,8 @@
 
 mod admission;
 mod api;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod breaker;
 mod conn;
 mod dek;
