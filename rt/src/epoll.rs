@@ -4,20 +4,23 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use socket2::Socket;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 
 use crate::guard::Guarded;
 use crate::listen::{ACCEPT_BACKOFF, count_backoff};
 use crate::random::CoreRandom;
-use crate::socket::{AcceptTrouble, Watch, accept_trouble};
-use crate::{Listener, NetError, Rt, Staleness, Stream, resolve};
+use crate::socket::{AcceptTrouble, Watch, accept_trouble, listens_on, prepare_listener, try_take};
+use crate::{Accepted, Listener, NetError, Rt, Staleness, Stream, resolve};
 
 /// A core on tokio's readiness loop. Made by [`crate::spawn_core`] and [`crate::run_here`].
 #[derive(Clone)]
@@ -77,11 +80,12 @@ impl Rt for Epoll {
         drop(tokio::task::spawn_local(Guarded::new(task, ())));
     }
 
-    fn adopt(&self, listener: std::net::TcpListener) -> io::Result<EpollListener> {
-        listener.set_nonblocking(true)?;
-        Ok(EpollListener {
-            inner: TcpListener::from_std(listener)?,
-        })
+    fn adopt(&self, listener: impl Into<OwnedFd>) -> io::Result<EpollListener> {
+        let listener = prepare_listener(listener.into())?;
+        #[expect(unsafe_code, reason = "tokio cannot know what keeps a descriptor open")]
+        // SAFETY: a `Socket` owns its descriptor, keeps it open and never changes it.
+        let inner = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE)? };
+        Ok(EpollListener { inner })
     }
 
     async fn connect(
@@ -118,22 +122,17 @@ impl Future for EpollSleep {
 /// A listening socket on tokio.
 #[derive(Debug)]
 pub struct EpollListener {
-    inner: TcpListener,
+    inner: AsyncFd<Socket>,
 }
 
 impl EpollListener {
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(EpollStream, SocketAddr)>> {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         loop {
-            let Poll::Ready(accepted) = self.inner.poll_accept(cx) else {
-                return Poll::Pending;
-            };
-            let accepted = accepted.and_then(|(stream, peer)| {
-                stream.set_nodelay(true)?;
-                Ok((EpollStream::new(stream), peer))
-            });
-            match accepted {
-                Err(error) if accept_trouble(&error) == AcceptTrouble::Skip => {}
-                other => return Poll::Ready(other),
+            let mut ready = ready!(self.inner.poll_read_ready(cx))?;
+            match ready.try_io(|listener| Accepted::take(listener.get_ref(), true)) {
+                Ok(Err(error)) if accept_trouble(&error) == AcceptTrouble::Skip => {}
+                Ok(other) => return Poll::Ready(other),
+                Err(_nothing_waits) => {}
             }
         }
     }
@@ -142,7 +141,7 @@ impl EpollListener {
 impl Listener for EpollListener {
     type Stream = EpollStream;
 
-    async fn accept(&mut self) -> io::Result<(EpollStream, SocketAddr)> {
+    async fn accept_socket(&mut self) -> io::Result<Accepted> {
         loop {
             match poll_fn(|cx| self.poll_accept(cx)).await {
                 Err(error) if accept_trouble(&error) == AcceptTrouble::BackOff => {
@@ -154,15 +153,19 @@ impl Listener for EpollListener {
         }
     }
 
-    fn try_accept(&mut self) -> io::Result<Option<(EpollStream, SocketAddr)>> {
-        match self.poll_accept(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(accepted) => accepted.map(Some),
-            Poll::Pending => Ok(None),
-        }
+    fn try_accept_socket(&mut self) -> io::Result<Option<Accepted>> {
+        try_take(self.inner.get_ref(), true)
+    }
+
+    // A Unix socket, too: what tokio's `TcpStream` does with a descriptor once it has it (`recv`, `send`, `shutdown`) is
+    // the same for every stream socket, so one type serves both, without a branch per call.
+    fn open(accepted: Accepted) -> io::Result<EpollStream> {
+        let socket = std::net::TcpStream::from(accepted.into_socket()?);
+        Ok(EpollStream::new(TcpStream::from_std(socket)?))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
+        listens_on(self.inner.get_ref())
     }
 }
 

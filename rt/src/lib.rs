@@ -21,6 +21,7 @@
 //!
 //! This is the only crate that names glommio, and the only one that may hold `unsafe`.
 
+mod accepted;
 mod cores;
 mod epoll;
 mod error;
@@ -44,17 +45,22 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use accepted::{Accepted, Credentials};
 pub use cores::{Backend, CoreEnd, CoreMain, CoreThread, run_here, spawn_core, spawn_core_watched};
 pub use epoll::{Epoll, EpollListener, EpollSleep, EpollStream};
 pub use error::{CertificateFault, NetError};
 pub use guard::task_panics;
 pub use hyper_rt::{HyperExecutor, HyperSleep, HyperTimer};
 pub use limits::{LimitChange, LimitsRaised, raise_limits};
-pub use listen::{ACCEPT_BACKOFF, BACKLOG, accept_backoffs, bind_reuseport};
+pub use listen::{
+    ACCEPT_BACKOFF, BACKLOG, UNIX_PATH_BYTES_MAX, UnixPath, accept_backoffs, bind_reuseport,
+    bind_unix,
+};
 pub use probe::{AUTO_PREFERS, IoChoice, IoChoiceError, Probe, ProbeError, choose};
 pub use socket::Staleness;
 pub use uring::ring::{RingFlag, ring_flag};
@@ -67,7 +73,7 @@ pub use uring::{Uring, UringListener, UringSleep, UringStream};
 pub trait Rt: Clone + 'static {
     /// A listening socket of this back end.
     type Listener: Listener<Stream = Self::Stream>;
-    /// A TCP connection of this back end.
+    /// A connection of this back end, over TCP or a Unix socket.
     type Stream: Stream;
     /// What [`Rt::sleep`] returns. Dropping it cancels the timer.
     type Sleep: Future<Output = ()> + Unpin + 'static;
@@ -87,11 +93,11 @@ pub trait Rt: Clone + 'static {
     /// when the core's main future ends.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
 
-    /// Makes a listening socket, one of those that [`bind_reuseport`] made, this core's own.
+    /// Makes a listening socket, of those that [`bind_reuseport`] and [`bind_unix`] make, this core's own.
     ///
     /// # Errors
     /// Whatever the kernel says to `fcntl` and to registering the socket.
-    fn adopt(&self, listener: std::net::TcpListener) -> io::Result<Self::Listener>;
+    fn adopt(&self, listener: impl Into<OwnedFd>) -> io::Result<Self::Listener>;
 
     /// Opens a TCP connection, with `TCP_NODELAY` set.
     ///
@@ -138,7 +144,8 @@ pub trait Listener: fmt::Debug + 'static {
     /// The connections it gives.
     type Stream;
 
-    /// The next connection, with `TCP_NODELAY` set, and its far end.
+    /// The next connection, not yet this core's own: [`Listener::open`] makes it that, here or on another core. Over TCP
+    /// it has `TCP_NODELAY` set.
     ///
     /// Connections that died while they waited are skipped. When the process or the machine is out of descriptors or
     /// memory it waits [`ACCEPT_BACKOFF`], counts that in [`accept_backoffs`] and tries again, so an accept loop
@@ -146,7 +153,7 @@ pub trait Listener: fmt::Debug + 'static {
     ///
     /// # Errors
     /// Only those after which this listener is of no more use.
-    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>>;
+    fn accept_socket(&mut self) -> impl Future<Output = io::Result<Accepted>>;
 
     /// A connection that waits already, if there is one; does not wait for one.
     ///
@@ -154,13 +161,43 @@ pub trait Listener: fmt::Debug + 'static {
     /// still waits then.
     ///
     /// # Errors
-    /// As [`Listener::accept`], and also when out of descriptors.
-    fn try_accept(&mut self) -> io::Result<Option<(Self::Stream, SocketAddr)>>;
+    /// As [`Listener::accept_socket`], and also when out of descriptors.
+    fn try_accept_socket(&mut self) -> io::Result<Option<Accepted>>;
+
+    /// Makes a connection that this or another core's listener accepted the calling core's own.
+    ///
+    /// # Errors
+    /// What the kernel says to registering the socket; the connection is closed then.
+    fn open(accepted: Accepted) -> io::Result<Self::Stream>;
+
+    /// The next connection, made this core's own, and its far end, which has no address on a Unix socket.
+    ///
+    /// # Errors
+    /// As [`Listener::accept_socket`] and [`Listener::open`].
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, Option<SocketAddr>)>> {
+        async {
+            let accepted = self.accept_socket().await?;
+            let peer = accepted.peer();
+            Ok((Self::open(accepted)?, peer))
+        }
+    }
+
+    /// A connection that waits already, made this core's own.
+    ///
+    /// # Errors
+    /// As [`Listener::try_accept_socket`] and [`Listener::open`].
+    fn try_accept(&mut self) -> io::Result<Option<(Self::Stream, Option<SocketAddr>)>> {
+        let Some(accepted) = self.try_accept_socket()? else {
+            return Ok(None);
+        };
+        let peer = accepted.peer();
+        Ok(Some((Self::open(accepted)?, peer)))
+    }
 
     /// The address it listens on.
     ///
     /// # Errors
-    /// Whatever the kernel says to `getsockname`.
+    /// Whatever the kernel says to `getsockname`; [`io::ErrorKind::Unsupported`] on a Unix socket, which has none.
     fn local_addr(&self) -> io::Result<SocketAddr>;
 }
 

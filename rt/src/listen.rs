@@ -1,4 +1,6 @@
-//! Listening sockets: made on the main thread, one per core, on one port.
+//! Listening sockets, made on the main thread: one per core on one port, or one at a path.
+
+mod unix;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -6,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+pub use self::unix::{UNIX_PATH_BYTES_MAX, UnixPath, bind_unix};
 
 /// Connections that may wait to be accepted, per listener. The kernel cuts it to `net.core.somaxconn` (4096 by default).
 pub const BACKLOG: i32 = 4096;
@@ -45,9 +49,14 @@ pub(crate) fn count_backoff(error: &io::Error) {
 /// [`io::ErrorKind::AddrInUse`] if another socket listens there, even one that would share the port: two proxies that
 /// steal each other's connections is never what was meant. Otherwise what the kernel says.
 pub fn bind_reuseport(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
+    persist(|| bind_all(address, count))
+}
+
+/// Tries to bind for about a second while the address is in use.
+fn persist<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let mut attempt = 1;
     loop {
-        match bind_all(address, count) {
+        match bind() {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempt < BIND_ATTEMPTS => {
                 attempt += 1;
                 #[expect(

@@ -38,6 +38,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -378,7 +379,7 @@ impl Rt for SimRt {
     }
 
     /// Always an error: the simulation has no real sockets. Use [`SimRt::bind`].
-    fn adopt(&self, _listener: std::net::TcpListener) -> io::Result<SimListener> {
+    fn adopt(&self, _listener: impl Into<OwnedFd>) -> io::Result<SimListener> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -4,10 +4,13 @@ use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket};
+
+use crate::Accepted;
 
 /// Tells whether an idle connection has gone bad, at the moment when it is asked.
 ///
@@ -84,6 +87,35 @@ fn peek_says_stale(fd: RawFd) -> bool {
         Ok(_) => true,
         Err(error) => error.kind() != io::ErrorKind::WouldBlock,
     }
+}
+
+/// Makes a listening socket ready for a core: accepting never waits, and what is accepted over TCP has `TCP_NODELAY` set,
+/// since Linux lets accepted sockets inherit it.
+pub(crate) fn prepare_listener(listener: OwnedFd) -> io::Result<Socket> {
+    let socket = Socket::from(listener);
+    socket.set_nonblocking(true)?;
+    if socket.domain()? != Domain::UNIX {
+        socket.set_tcp_nodelay(true)?;
+    }
+    Ok(socket)
+}
+
+/// The next connection that waits at `listener`, if one does.
+pub(crate) fn try_take(listener: &Socket, nonblocking: bool) -> io::Result<Option<Accepted>> {
+    loop {
+        match Accepted::take(listener, nonblocking) {
+            Ok(accepted) => return Ok(Some(accepted)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if accept_trouble(&error) == AcceptTrouble::Skip => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The address that `listener` listens on.
+pub(crate) fn listens_on(listener: &Socket) -> io::Result<SocketAddr> {
+    let address = listener.local_addr()?.as_socket();
+    address.ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
 /// What an accept loop does about an error of `accept`.

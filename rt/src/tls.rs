@@ -1,8 +1,10 @@
 //! TLS over any [`Stream`], by rustls.
 //!
-//! One provider, aws-lc-rs, chosen explicitly; TLS 1.2 and 1.3; ALPN `http/1.1` only; sessions resume.
+//! One provider, aws-lc-rs, chosen explicitly; ALPN `http/1.1` only; sessions resume. TLS 1.2 and 1.3, but where
+//! [`ServerTls::strict`] asks for 1.3.
 
 mod pin;
+mod server;
 
 use std::fmt;
 use std::io;
@@ -13,14 +15,17 @@ use std::task::{Context, Poll};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub(crate) use self::pin::OtherKey;
 use self::pin::PinnedVerifier;
 pub use self::pin::SpkiPin;
+pub use self::server::{
+    CLIENT_NAMES_MAX, ClientCertificates, Hello, ServerTls, TICKET_KEY_LIFE, Tickets, accept,
+};
 use crate::{NetError, Staleness, Stream};
 
 /// The only protocol that is offered in ALPN.
@@ -154,40 +159,6 @@ impl fmt::Debug for ClientTls {
     }
 }
 
-/// How a server does TLS: its certificate and key. Clones share them.
-#[derive(Clone)]
-pub struct ServerTls {
-    config: Arc<ServerConfig>,
-}
-
-impl ServerTls {
-    /// Serves the certificate chain in `chain_pem` (leaf first) with the private key in `key_pem`. No client certificates.
-    ///
-    /// # Errors
-    /// [`PemError`] if either is missing or broken, or if they do not belong together.
-    pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, PemError> {
-        let chain = certificates(chain_pem)?;
-        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| PemError::NoKey)?;
-        let refused = |error: rustls::Error| PemError::Refused(error.to_string());
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .map_err(refused)?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(refused)?;
-        config.alpn_protocols = vec![ALPN_HTTP_1_1.to_vec()];
-        Ok(Self {
-            config: Arc::new(config),
-        })
-    }
-}
-
-impl fmt::Debug for ServerTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerTls").finish_non_exhaustive()
-    }
-}
-
 fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let mut found = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
@@ -220,20 +191,6 @@ pub async fn connect<S: Stream>(
     let staleness = stream.staleness();
     let connector = tokio_rustls::TlsConnector::from(Arc::clone(&tls.config));
     let inner = connector.connect(name, stream).await?;
-    Ok(TlsStream {
-        inner: inner.into(),
-        staleness,
-    })
-}
-
-/// Does a server's handshake over `stream`. There is no deadline in here: wrap it in [`crate::timeout`].
-///
-/// # Errors
-/// As [`connect`].
-pub async fn accept<S: Stream>(stream: S, tls: &ServerTls) -> Result<TlsStream<S>, NetError> {
-    let staleness = stream.staleness();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&tls.config));
-    let inner = acceptor.accept(stream).await?;
     Ok(TlsStream {
         inner: inner.into(),
         staleness,

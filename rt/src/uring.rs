@@ -33,14 +33,14 @@ use futures_io::{AsyncRead as _, AsyncWrite as _};
 use glommio::net::TcpStream;
 use glommio::task::JoinHandle;
 use glommio::{LocalExecutor, LocalExecutorBuilder, Placement, TaskQueueHandle};
-use socket2::SockRef;
+use socket2::{SockRef, Socket};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::guard::Guarded;
 use crate::listen::{ACCEPT_BACKOFF, count_backoff};
 use crate::random::CoreRandom;
-use crate::socket::{AcceptTrouble, Watch, accept_trouble};
-use crate::{Listener, NetError, Rt, Staleness, Stream, probe, resolve, yield_now};
+use crate::socket::{AcceptTrouble, Watch, accept_trouble, listens_on, prepare_listener, try_take};
+use crate::{Accepted, Listener, NetError, Rt, Staleness, Stream, probe, resolve, yield_now};
 
 /// Memory registered with each ring for file I/O, of which there is none here: glommio's minimum.
 const IO_MEMORY_BYTES: usize = 64 << 10;
@@ -286,10 +286,9 @@ impl Rt for Uring {
         }
     }
 
-    fn adopt(&self, listener: std::net::TcpListener) -> io::Result<UringListener> {
-        listener.set_nonblocking(true)?;
+    fn adopt(&self, listener: impl Into<OwnedFd>) -> io::Result<UringListener> {
         Ok(UringListener {
-            inner: listener,
+            inner: prepare_listener(listener.into())?,
             readiness: None,
             burst: 0,
         })
@@ -334,7 +333,7 @@ impl Future for UringSleep {
 /// A listening socket on io_uring.
 #[derive(Debug)]
 pub struct UringListener {
-    inner: std::net::TcpListener,
+    inner: Socket,
     /// Set while nothing waits to be accepted.
     readiness: Option<Readiness>,
     /// Connections accepted since this last let other tasks run.
@@ -350,7 +349,7 @@ pub struct UringListener {
 struct Readiness(TcpStream);
 
 impl Readiness {
-    fn of(listener: &std::net::TcpListener) -> io::Result<Self> {
+    fn of(listener: &Socket) -> io::Result<Self> {
         let fd = OwnedFd::from(listener.try_clone()?).into_raw_fd();
         #[expect(unsafe_code, reason = "glommio adopts sockets as raw descriptors only")]
         // SAFETY: the descriptor was duplicated for this and is owned by nobody else.
@@ -363,24 +362,14 @@ impl Readiness {
 }
 
 impl UringListener {
-    fn accept_once(&self) -> io::Result<(UringStream, SocketAddr)> {
-        let (socket, peer) = SockRef::from(&self.inner).accept()?;
-        socket.set_tcp_nodelay(true)?;
-        let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-        #[expect(unsafe_code, reason = "glommio adopts sockets as raw descriptors only")]
-        // SAFETY: the descriptor comes from the socket that gives it up here.
-        let stream = unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) };
-        Ok((UringStream::new(stream), peer))
-    }
-
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(UringStream, SocketAddr)>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         loop {
             if let Some(readiness) = &mut self.readiness {
                 ready!(readiness.poll(cx));
                 self.readiness = None;
                 self.burst = 0;
             }
-            match self.accept_once() {
+            match Accepted::take(&self.inner, false) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.readiness = Some(Readiness::of(&self.inner)?);
                 }
@@ -394,7 +383,7 @@ impl UringListener {
 impl Listener for UringListener {
     type Stream = UringStream;
 
-    async fn accept(&mut self) -> io::Result<(UringStream, SocketAddr)> {
+    async fn accept_socket(&mut self) -> io::Result<Accepted> {
         if self.burst == ACCEPT_BURST_MAX {
             // First, so that a caller that keeps cancelling gets on too.
             self.burst = 0;
@@ -412,19 +401,20 @@ impl Listener for UringListener {
         }
     }
 
-    fn try_accept(&mut self) -> io::Result<Option<(UringStream, SocketAddr)>> {
-        loop {
-            match self.accept_once() {
-                Ok(accepted) => return Ok(Some(accepted)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if accept_trouble(&error) == AcceptTrouble::Skip => {}
-                Err(error) => return Err(error),
-            }
-        }
+    fn try_accept_socket(&mut self) -> io::Result<Option<Accepted>> {
+        try_take(&self.inner, false)
+    }
+
+    // A Unix socket, too: what glommio's `TcpStream` does with a descriptor once it has it is the same for both.
+    fn open(accepted: Accepted) -> io::Result<UringStream> {
+        let fd = accepted.into_socket()?.into_raw_fd();
+        #[expect(unsafe_code, reason = "glommio adopts sockets as raw descriptors only")]
+        // SAFETY: the descriptor comes from the socket that gave it up.
+        Ok(UringStream::new(unsafe { TcpStream::from_raw_fd(fd) }))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
+        listens_on(&self.inner)
     }
 }
 
@@ -432,7 +422,7 @@ impl Drop for UringListener {
     fn drop(&mut self) {
         // The pending poll keeps the socket, so closing it alone would leave it listening until the ring has cancelled.
         // An error means that it does not listen any more.
-        let _ = SockRef::from(&self.inner).shutdown(std::net::Shutdown::Read);
+        let _ = self.inner.shutdown(std::net::Shutdown::Read);
     }
 }
 

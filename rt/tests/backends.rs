@@ -8,8 +8,9 @@
 mod support;
 
 use std::cell::{Cell, RefCell};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,8 +18,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tsp_rt::{
-    Backend, CoreEnd, CoreMain, Listener, NetError, Rt, Stream, bind_reuseport, mailbox, timeout,
-    yield_now,
+    Accepted, Backend, CoreEnd, CoreMain, Listener, NetError, Rt, Stream, bind_reuseport,
+    bind_unix, mailbox, timeout, yield_now,
 };
 
 const LOCALHOST: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -233,6 +234,7 @@ on_both_backends! {
         let address = listener.local_addr().unwrap();
         let _near = rt.connect(address, LONG).await.unwrap();
         let (_far, peer) = listener.accept().await.unwrap();
+        let peer = peer.unwrap();
         assert!(peer.ip().is_loopback());
         assert_ne!(peer.port(), address.port());
     }
@@ -301,7 +303,6 @@ on_both_backends! {
             held.push(rt.connect(address, LONG).await.unwrap());
         }
         let mut accepted = Vec::new();
-        // tokio learns of a connection at its next turn of the reactor.
         while accepted.len() < 5 {
             match listener.try_accept().unwrap() {
                 Some((stream, _)) => accepted.push(stream),
@@ -309,6 +310,63 @@ on_both_backends! {
             }
         }
         assert!(listener.try_accept().unwrap().is_none());
+    }
+
+    async fn a_unix_socket_carries_bytes_and_tells_who_connected(rt) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let (listener, file) = bind_unix(&path, 0o600).unwrap();
+        let mut listener = rt.adopt(listener).unwrap();
+        assert!(listener.local_addr().is_err());
+        let mut near = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let accepted = listener.accept_socket().await.unwrap();
+        assert_eq!(accepted.peer(), None);
+        let credentials = accepted.credentials().unwrap();
+        assert_eq!(u32::try_from(credentials.pid), Ok(std::process::id()));
+        assert_eq!(credentials.uid, std::fs::metadata(&path).unwrap().uid());
+        let mut far = R::Listener::open(accepted).unwrap();
+        near.write_all(b"ping").unwrap();
+        let mut four = [0; 4];
+        far.read_exact(&mut four).await.unwrap();
+        far.write_all(b"pong").await.unwrap();
+        near.read_exact(&mut four).unwrap();
+        assert_eq!(&four, b"pong");
+        assert!(!far.is_stale());
+        drop(near);
+        assert_eq!(far.read(&mut four).await.unwrap(), 0);
+        // A pending poll in the ring must not keep it open.
+        assert!(timeout(&rt, Duration::from_millis(1), listener.accept_socket()).await.is_err());
+        drop(listener);
+        let refused = std::os::unix::net::UnixStream::connect(&path).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        drop(file);
+        assert!(!path.exists());
+    }
+
+    async fn an_accepted_socket_is_served_by_another_core(rt) {
+        struct Other(mailbox::Receiver<Accepted>);
+        impl CoreMain for Other {
+            async fn run<R: Rt>(mut self, _: R) {
+                let mut stream = R::Listener::open(self.0.recv().await.unwrap()).unwrap();
+                let mut four = [0; 4];
+                stream.read_exact(&mut four).await.unwrap();
+                stream.write_all(&four).await.unwrap();
+            }
+        }
+        let backend = match std::any::type_name::<R>() {
+            name if name.ends_with("Uring") => Backend::Uring,
+            _ => Backend::Epoll,
+        };
+        let (sender, receiver) = mailbox::bounded(1);
+        let other = tsp_rt::spawn_core(backend, "other", None, Other(receiver)).unwrap();
+        let mut listener = listener(&rt);
+        let mut near = rt.connect(listener.local_addr().unwrap(), LONG).await.unwrap();
+        sender.send(listener.accept_socket().await.unwrap()).unwrap();
+        near.write_all(b"ping").await.unwrap();
+        let mut four = [0; 4];
+        near.read_exact(&mut four).await.unwrap();
+        assert_eq!(&four, b"ping");
+        assert_eq!(other.join(), CoreEnd::Ended);
     }
 
     async fn a_dropped_listener_refuses_at_once(rt) {

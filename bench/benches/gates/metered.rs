@@ -10,6 +10,7 @@ use std::{
     hint::black_box,
     io,
     net::SocketAddr,
+    os::fd::OwnedFd,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
@@ -18,7 +19,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tsp_rt::{
-    Listener, NetError, Rt, Staleness, Stream,
+    Accepted, Listener, NetError, Rt, Staleness, Stream,
     sim::{SimListener, SimRt, SimSleep, SimStream},
 };
 
@@ -153,7 +154,7 @@ impl Rt for Metered {
         outside(|| self.0.spawn(Task { body, waker: None }));
     }
 
-    fn adopt(&self, listener: std::net::TcpListener) -> io::Result<MeteredListener> {
+    fn adopt(&self, listener: impl Into<OwnedFd>) -> io::Result<MeteredListener> {
         self.0.adopt(listener).map(MeteredListener)
     }
 
@@ -189,14 +190,16 @@ pub(crate) struct MeteredListener(pub(crate) SimListener);
 impl Listener for MeteredListener {
     type Stream = MeteredStream;
 
-    async fn accept(&mut self) -> io::Result<(MeteredStream, SocketAddr)> {
-        let (stream, peer) = await_outside(self.0.accept()).await?;
-        Ok((MeteredStream(stream), peer))
+    async fn accept_socket(&mut self) -> io::Result<Accepted> {
+        await_outside(self.0.accept_socket()).await
     }
 
-    fn try_accept(&mut self) -> io::Result<Option<(MeteredStream, SocketAddr)>> {
-        let accepted = outside(|| self.0.try_accept())?;
-        Ok(accepted.map(|(stream, peer)| (MeteredStream(stream), peer)))
+    fn try_accept_socket(&mut self) -> io::Result<Option<Accepted>> {
+        outside(|| self.0.try_accept_socket())
+    }
+
+    fn open(accepted: Accepted) -> io::Result<MeteredStream> {
+        outside(|| SimListener::open(accepted)).map(MeteredStream)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::super::World;
 use super::pipe::{Connection, End, Packet, Reader, Writer, send};
 use super::{Direction, WINDOW_BYTES};
-use crate::{Listener, Staleness, Stream};
+use crate::{Accepted, Listener, Staleness, Stream};
 
 /// A listening socket of the simulation. Dropping it resets the connections that wait.
 pub struct SimListener {
@@ -31,8 +31,8 @@ impl fmt::Debug for SimListener {
 }
 
 impl SimListener {
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(SimStream, SocketAddr)>> {
-        if let Some(accepted) = self.try_accept()? {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        if let Some(accepted) = self.try_accept_socket()? {
             return Poll::Ready(Ok(accepted));
         }
         if let Some(queue) = self.world.net.borrow_mut().listeners.get_mut(&self.number) {
@@ -45,16 +45,21 @@ impl SimListener {
 impl Listener for SimListener {
     type Stream = SimStream;
 
-    fn accept(&mut self) -> impl Future<Output = io::Result<(SimStream, SocketAddr)>> {
+    fn accept_socket(&mut self) -> impl Future<Output = io::Result<Accepted>> {
         poll_fn(|cx| self.poll_accept(cx))
     }
 
-    fn try_accept(&mut self) -> io::Result<Option<(SimStream, SocketAddr)>> {
+    fn try_accept_socket(&mut self) -> io::Result<Option<Accepted>> {
         let mut state = self.world.net.borrow_mut();
         Ok(state
             .listeners
             .get_mut(&self.number)
-            .and_then(|queue| queue.waiting.pop_front()))
+            .and_then(|queue| queue.waiting.pop_front())
+            .map(|(stream, peer)| Accepted::sim(stream, peer)))
+    }
+
+    fn open(accepted: Accepted) -> io::Result<SimStream> {
+        accepted.into_sim()
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
