@@ -4,6 +4,7 @@
 //! defaults and effects; tests compare it with the tables in the documentation. The limits that no variable changes
 //! stand below it, each with its unit and reason.
 
+mod doors;
 mod strings;
 mod variables;
 
@@ -18,11 +19,11 @@ use std::{
 };
 
 use tsp_rt::IoChoice;
-use tsp_shards::Destinations;
+use tsp_shards::{Destinations, UnixConfig};
 use tsp_wire::ApiKey;
 
 pub use self::strings::{Environment, NotUnicode, Overlay, Strings};
-use crate::{cores::CoreWishes, logs};
+use crate::{cores::CoreWishes, logs, source::tls::TlsFiles};
 
 pub use self::variables::{VARIABLES, Variable};
 
@@ -142,6 +143,10 @@ pub struct ProcessConfig {
     pub config_file: Option<PathBuf>,
     /// Listener of the client API.
     pub http: SocketAddr,
+    /// `TSP_UNIX_SOCKET`, `TSP_UNIX_SOCKET_MODE`, `TSP_UNIX_SOCKET_ALLOW`.
+    pub unix: Option<UnixConfig>,
+    /// `TSP_TLS_CERTIFICATE` and what belongs to it.
+    pub tls: Option<TlsFiles>,
     /// Listener of health and metrics.
     pub health: SocketAddr,
     /// The event socket; `None` when the logdriver integration is off.
@@ -220,6 +225,8 @@ impl ProcessConfig {
         let http = address("TSP_HTTP_BIND_ADDRESS", HTTP_PORT);
         let health = address("TSP_HEALTH_BIND_ADDRESS", HEALTH_PORT);
         let event = address("TSP_EVENT_BIND_ADDRESS", EVENT_PORT);
+        let tls = reader.tls();
+        let unix = reader.unix();
 
         let enabled = reader
             .parse("TSP_ENABLE_LOGDRIVER_INTEGRATION", parse_bool)
@@ -287,6 +294,8 @@ impl ProcessConfig {
             api_key_2,
             config_file,
             http,
+            tls,
+            unix,
             health,
             events,
             io,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use signal_hook::consts::SIGHUP;
-use tsp_rt::{Rt, mailbox};
+use tsp_rt::{Rt, mailbox, tls::ServerTls};
 use tsp_shards::{Drained, ShardEnd, ShardSet, Snapshot};
 use tsp_wire::SnapshotVersion;
 
@@ -22,7 +22,7 @@ use crate::{
     events::EventThread,
     metrics::ControlMetrics,
     source::{
-        Ask,
+        Ask, Polled,
         look::{Looked, New, Outcome},
     },
 };
@@ -229,7 +229,8 @@ impl<R: Rt> Control<R> {
         if state.asked || state.news {
             state.look_at = now;
         }
-        let Looked { new, outcome } = looked;
+        let Looked { new, outcome, tls } = looked;
+        self.looked_at_tls(tls);
         let same = new.is_none();
         if let Some(New { snapshot, left_out }) = new {
             state.only_secrets = left_out.is_none();
@@ -266,6 +267,32 @@ impl<R: Rt> Control<R> {
                 state.retry_at = now + FILE_RETRY_EVERY;
             }
             Outcome::StillFailed => {}
+        }
+    }
+
+    /// Takes note of the client API's certificate.
+    fn looked_at_tls(&mut self, tls: Polled<ServerTls>) {
+        match tls {
+            Polled::Same | Polled::StillFailed => {}
+            Polled::New(tls) => {
+                self.metrics.tls_reloads.inc();
+                tracing::info!(
+                    certificate = tls.fingerprint(),
+                    "the client API has a new certificate"
+                );
+                if let Some(shards) = &mut self.shards {
+                    shards.renew_tls(&tls);
+                }
+            }
+            Polled::Failed(problems) => {
+                self.metrics.tls_reload_failures.inc();
+                for problem in problems {
+                    tracing::error!(
+                        place = problem.place,
+                        "the last good certificate stays in force: {problem}"
+                    );
+                }
+            }
         }
     }
 

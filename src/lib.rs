@@ -36,7 +36,7 @@ use std::{
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, never, select};
 use tokio::sync::oneshot;
-use tsp_rt::{Backend, Probe, RingFlag, Rt as _, mailbox};
+use tsp_rt::{Backend, Probe, RingFlag, Rt as _, mailbox, tls::ServerTls};
 use tsp_shards::{ApiKeys, EventsConfig, Limits, ShardEnd, ShardSet, ShardsConfig, SpawnError};
 
 use crate::{
@@ -199,9 +199,12 @@ pub fn check() -> Checked {
 }
 
 /// Where the process listens.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Listening {
     http: SocketAddr,
+    /// The fingerprint of the certificate, if the API speaks TLS.
+    certificate: Option<String>,
+    unix: Option<PathBuf>,
     health: SocketAddr,
     event: Option<SocketAddr>,
 }
@@ -244,6 +247,7 @@ fn run_logged(
         plan,
         probe,
         lookout,
+        tls,
         store,
         first,
         left_out,
@@ -295,8 +299,12 @@ fn run_logged(
     };
     let (scrape, scrapes) = crossbeam_channel::bounded(SCRAPES_WAITING_MAX);
     let (secrets, offers) = crossbeam_channel::bounded(keeper::OFFERS_MAX);
+    let certificate = tls.as_ref().map(ServerTls::fingerprint);
+    let unix = config.unix.as_ref().map(|unix| unix.path.clone());
     let shards = ShardSet::spawn(ShardsConfig {
         listen: config.http,
+        tls,
+        unix: config.unix,
         backend: probe.backend,
         cpus: plan.shard_cpus.clone(),
         api_keys: ApiKeys::new(api_key, config.api_key_2),
@@ -312,7 +320,7 @@ fn run_logged(
         instance: u64::from_le_bytes(instance),
     })
     .map_err(|error| match error {
-        SpawnError::Bind(..) => RunError::Listen(error.to_string()),
+        SpawnError::Bind(..) | SpawnError::BindUnix(..) => RunError::Listen(error.to_string()),
         SpawnError::Start(..) => RunError::Internal(error.to_string()),
     })?;
 
@@ -352,6 +360,8 @@ fn run_logged(
 
     let listening = Listening {
         http: shards.local_addr(),
+        certificate,
+        unix,
         health: health_addr,
         event: event_thread.as_ref().map(EventThread::local_addr),
     };
@@ -403,6 +413,8 @@ fn tell_start(listening: &Listening, plan: &CorePlan, probe: &Probe, published: 
         shard_cpus = plan.shard_cpus_text(),
         control_cpu = plan.control_cpu_text(),
         http = %listening.http,
+        certificate = listening.certificate,
+        unix = listening.unix.as_deref().map(|path| tracing::field::display(path.display())),
         health = %listening.health,
         event = listening.event.map(tracing::field::display),
         tenants = published.tenants,

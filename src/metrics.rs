@@ -34,6 +34,10 @@ pub struct ControlMetrics {
     pub config_secrets: IntGauge,
     /// Problems for which something was left out.
     pub config_left_out: IntGauge,
+    /// New certificates of the client API that were taken.
+    pub tls_reloads: IntCounter,
+    /// Those that could not be.
+    pub tls_reload_failures: IntCounter,
     /// 1 when `/ready` says so.
     pub ready: IntGauge,
     /// The event thread's.
@@ -90,6 +94,14 @@ impl ControlMetrics {
             config_left_out: gauge(
                 "tsp_config_left_out",
                 "Problems for which a part of the configuration was left out.",
+            )?,
+            tls_reloads: counter(
+                "tsp_tls_reloads_total",
+                "New certificates of the client API that were taken.",
+            )?,
+            tls_reload_failures: counter(
+                "tsp_tls_reload_failures_total",
+                "New certificates of the client API that could not be used.",
             )?,
             ready: gauge("tsp_ready", "Whether /ready answers 200.")?,
             events: EventCounters {

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, time::SystemTime};
 
-use tsp_rt::Probe;
+use tsp_rt::{Probe, tls::ServerTls};
 use tsp_shards::Snapshot;
 use tsp_wire::ApiKey;
 
@@ -12,10 +12,11 @@ use crate::{
     cores::{CorePlan, Machine},
     secrets::keeper::Store,
     source::{
-        Ask, Source, dev,
+        Ask, Polled, Source, dev,
         dev::DevSource,
         file::FileSource,
         look::{Lookout, New, Outcome},
+        tls::TlsSource,
     },
 };
 
@@ -26,6 +27,8 @@ pub(crate) struct Prepared {
     pub(crate) plan: CorePlan,
     pub(crate) probe: Probe,
     pub(crate) lookout: Lookout,
+    /// What the client API's port speaks TLS with; `None` leaves it in the clear.
+    pub(crate) tls: Option<ServerTls>,
     /// Where new tenant secrets are stored.
     pub(crate) store: Store,
     pub(crate) first: Snapshot,
@@ -111,8 +114,19 @@ impl Prepared {
             reason = "no core runs yet that could be asked"
         )]
         let now = SystemTime::now();
-        let mut lookout = Lookout::new(source);
+        let files = config.as_ref().and_then(|config| config.tls.clone());
+        let tls = files.map(TlsSource::new).transpose();
+        let tls = tls.map_err(|problem| problems.push(problem)).ok().flatten();
+        let mut lookout = Lookout::new(source, tls);
         let looked = lookout.look(Ask::Always, now);
+        let tls = match looked.tls {
+            Polled::New(tls) => Some(*tls),
+            Polled::Failed(found) => {
+                problems.extend(found);
+                None
+            }
+            Polled::Same | Polled::StillFailed => None,
+        };
         let first = match looked.outcome {
             Outcome::Good => looked.new.zip(lookout.store()),
             Outcome::Failed(found) => {
@@ -122,8 +136,8 @@ impl Prepared {
             // A source that was never asked before has something to say.
             Outcome::StillFailed => None,
         };
-        let (Some(mut config), Some((plan, probe)), Some((first, store))) =
-            (config, machine, first)
+        let (Some(mut config), Some((plan, probe)), Some((first, store)), true) =
+            (config, machine, first, problems.is_empty())
         else {
             // What is only odd may be the reason for what is wrong.
             problems.extend(warnings);
@@ -139,6 +153,7 @@ impl Prepared {
             plan,
             probe,
             lookout,
+            tls,
             store,
             first: snapshot,
             left_out: left_out.unwrap_or_default(),
@@ -163,7 +178,14 @@ impl Prepared {
             ..
         } = self;
         let mut lines = vec![
-            format!("client API     {}", config.http),
+            match &self.tls {
+                None => format!("client API     {}", config.http),
+                Some(tls) => format!(
+                    "client API     {}, TLS with certificate {}",
+                    config.http,
+                    tls.fingerprint()
+                ),
+            },
             format!("health         {}", config.health),
             match &config.events {
                 Some(events) => format!("events         {}", events.listen),
@@ -180,6 +202,9 @@ impl Prepared {
             format!("KMS configs    {}", first.kms_config_count()),
             format!("tenant secrets {}", self.secrets_summary()),
         ];
+        if let Some(unix) = &config.unix {
+            lines.insert(1, format!("Unix socket    {}", unix.path.display()));
+        }
         lines.extend(
             config
                 .warnings

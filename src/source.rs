@@ -6,6 +6,7 @@
 pub mod dev;
 pub mod file;
 pub(crate) mod look;
+pub mod tls;
 
 use std::time::SystemTime;
 

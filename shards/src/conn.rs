@@ -18,10 +18,11 @@ use std::{
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tsp_rt::Rt;
+use tsp_rt::{Rt, Stream};
 
 use crate::{
     api,
+    balance::Seat,
     limits::Limits,
     metrics::{ClosedBy, ShardMetrics},
     shard::Core,
@@ -91,10 +92,6 @@ impl Connections {
         }
     }
 
-    pub(crate) fn count(&self) -> usize {
-        self.open.borrow().len()
-    }
-
     /// Finishes what is under way and closes the rest.
     pub(crate) fn drain(&self) {
         self.draining.set(true);
@@ -128,7 +125,7 @@ impl Connections {
     }
 
     /// Takes a new connection into the books; it leaves them when the entry is dropped.
-    pub(crate) fn register(self: &Rc<Self>, now: Instant) -> Registered {
+    pub(crate) fn register(self: &Rc<Self>, now: Instant, seat: Seat) -> Registered {
         let id = self.next.get();
         self.next.set(id.wrapping_add(1));
         let state = Rc::new(State {
@@ -144,6 +141,7 @@ impl Connections {
             connections: Rc::clone(self),
             id,
             state,
+            _seat: seat,
         }
     }
 }
@@ -154,6 +152,7 @@ pub(crate) struct Registered {
     connections: Rc<Connections>,
     id: u64,
     state: Rc<State>,
+    _seat: Seat,
 }
 
 impl Drop for Registered {
@@ -164,7 +163,7 @@ impl Drop for Registered {
 }
 
 /// Serves one client connection to its end.
-pub(crate) async fn serve<R: Rt>(core: Rc<Core<R>>, stream: R::Stream, entry: Registered) {
+pub(crate) async fn serve<R: Rt, S: Stream>(core: Rc<Core<R>>, stream: S, entry: Registered) {
     let state = Rc::clone(&entry.state);
     let watched = Watched {
         stream,
@@ -212,16 +211,16 @@ pub(crate) async fn serve<R: Rt>(core: Rc<Core<R>>, stream: R::Stream, entry: Re
 }
 
 /// A client's stream that notes when a request's first byte comes.
-struct Watched<R: Rt> {
-    stream: R::Stream,
+struct Watched<R, S> {
+    stream: S,
     state: Rc<State>,
     rt: R,
 }
 
 // Nothing in it is pinned in place: the stream is `Unpin` and the rest is only looked at.
-impl<R: Rt> Unpin for Watched<R> {}
+impl<R, S> Unpin for Watched<R, S> {}
 
-impl<R: Rt> AsyncRead for Watched<R> {
+impl<R: Rt, S: Stream> AsyncRead for Watched<R, S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -236,7 +235,7 @@ impl<R: Rt> AsyncRead for Watched<R> {
     }
 }
 
-impl<R: Rt> AsyncWrite for Watched<R> {
+impl<R: Rt, S: Stream> AsyncWrite for Watched<R, S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

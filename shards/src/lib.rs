@@ -1,12 +1,15 @@
 //! The data plane: one shard per core. The door is [`ShardSet`].
 //!
 //! Every shard has its own listener on the same address (`SO_REUSEPORT`), its own tables of tenants and KMS configs, its
-//! own KMS connection pools, random generator and metrics. From accept to answer a request touches no other core: there
-//! is no lock and no atomic that two cores write. What reaches a shard from outside comes by mailbox.
+//! own KMS connection pools, random generator and metrics. A fresh connection may be handed to a shard that holds fewer;
+//! from then on to its last answer it touches no other core: there is no lock and no atomic that two cores write on a
+//! request's path. What reaches a shard from outside comes by mailbox.
 #![forbid(unsafe_code)]
 
+mod accept;
 mod admission;
 mod api;
+mod balance;
 #[cfg(feature = "bench")]
 pub mod bench;
 mod breaker;
@@ -16,6 +19,7 @@ mod destinations;
 mod error;
 mod events;
 mod forget;
+mod handshake;
 mod keyring;
 mod limits;
 mod metrics;
@@ -31,6 +35,8 @@ mod upstream;
 use std::{
     fmt, io,
     net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -38,10 +44,11 @@ use std::{
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tokio::sync::oneshot;
-use tsp_rt::{Backend, CoreEnd, CoreMain, CoreThread, Rt};
+use tsp_rt::{Backend, CoreEnd, CoreMain, CoreThread, Rt, UnixPath, tls::ServerTls};
 use tsp_wire::SnapshotVersion;
 
 pub use self::{
+    accept::{Entrance, UnixPeers, Way},
     dek::open_with_leased_key,
     destinations::{AddressKind, Destinations, Forbidden},
     events::EventsConfig,
@@ -59,6 +66,10 @@ pub use self::{
 pub struct ShardsConfig {
     /// Address of the API; port 0 takes a free one, the same for all shards.
     pub listen: SocketAddr,
+    /// What the API's port speaks TLS with; `None` leaves it in the clear.
+    pub tls: Option<ServerTls>,
+    /// A Unix socket that serves the API as well, in the clear.
+    pub unix: Option<UnixConfig>,
     /// What the shards run on.
     pub backend: Backend,
     /// One entry per shard: the CPU it is pinned to, or `None` to let it float.
@@ -87,6 +98,8 @@ pub struct ShardSet {
     controls: Vec<ShardControl>,
     metrics: Arc<MetricsHub>,
     ends: Receiver<ShardEnd>,
+    /// Goes with the shards, or when they start to drain.
+    unix: Option<UnixPath>,
 }
 
 /// A shard's executor ended.
@@ -103,6 +116,8 @@ pub struct ShardEnd {
 pub enum SpawnError {
     /// The address cannot be listened on.
     Bind(SocketAddr, io::Error),
+    /// The Unix socket cannot be listened on.
+    BindUnix(PathBuf, io::Error),
     /// A shard's thread or its executor could not be made.
     Start(usize, io::Error),
 }
@@ -111,6 +126,21 @@ impl fmt::Display for SpawnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bind(address, why) => write!(f, "cannot listen on {address}: {why}"),
+            Self::BindUnix(path, why) => {
+                let words = [
+                    (io::ErrorKind::AddrInUse, "somebody listens there already"),
+                    (
+                        io::ErrorKind::AlreadyExists,
+                        "something lies there that is no socket",
+                    ),
+                ];
+                let in_words = words.iter().find(|(kind, _)| *kind == why.kind());
+                write!(f, "cannot listen on {}: ", path.display())?;
+                match in_words {
+                    Some((_, words)) => f.write_str(words),
+                    None => write!(f, "{why}"),
+                }
+            }
             Self::Start(shard, why) => write!(f, "cannot start shard {shard}: {why}"),
         }
     }
@@ -119,7 +149,7 @@ impl fmt::Display for SpawnError {
 impl std::error::Error for SpawnError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Bind(_, why) | Self::Start(_, why) => Some(why),
+            Self::Bind(_, why) | Self::BindUnix(_, why) | Self::Start(_, why) => Some(why),
         }
     }
 }
@@ -138,16 +168,28 @@ const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 struct ShardMain {
     shard: Shard,
-    listener: TcpListener,
+    entrances: Vec<Entrance<OwnedFd>>,
 }
 
 impl CoreMain for ShardMain {
     async fn run<R: Rt>(self, rt: R) {
-        match rt.adopt(self.listener) {
-            Ok(listener) => self.shard.run(rt, listener).await,
-            Err(why) => tracing::error!(%why, "a shard cannot use its listener"),
+        let entrances = self.entrances.into_iter();
+        match entrances.map(|entrance| entrance.adopt(&rt)).collect() {
+            Ok(entrances) => self.shard.run(rt, entrances).await,
+            Err::<_, io::Error>(why) => tracing::error!(%why, "a shard cannot use its listener"),
         }
     }
+}
+
+/// A Unix socket to listen on.
+#[derive(Clone, Debug)]
+pub struct UnixConfig {
+    /// Where its file is.
+    pub path: PathBuf,
+    /// The file's permissions.
+    pub mode: u32,
+    /// Who may connect, beyond what the permissions say; `None` leaves it at those.
+    pub peers: Option<UnixPeers>,
 }
 
 impl ShardSet {
@@ -163,6 +205,29 @@ impl ShardSet {
             .first()
             .ok_or_else(|| bind(io::ErrorKind::InvalidInput.into()))?;
         let local_addr = first.local_addr().map_err(bind)?;
+        let way = if config.tls.is_some() {
+            Way::Tls
+        } else {
+            Way::Tcp
+        };
+        let tcp = |listener: TcpListener| Entrance {
+            listener: OwnedFd::from(listener),
+            way: way.clone(),
+        };
+        let mut entrances: Vec<_> = listeners.into_iter().map(|own| vec![tcp(own)]).collect();
+        let mut unix = None;
+        if let Some(UnixConfig { path, mode, peers }) = config.unix {
+            let (listener, file) = tsp_rt::bind_unix(&path, mode)
+                .map_err(|why| SpawnError::BindUnix(path.clone(), why))?;
+            unix = Some(file);
+            // One shard takes what comes there for all: if all waited, each connection would wake them all.
+            if let Some(first) = entrances.first_mut() {
+                first.push(Entrance {
+                    listener,
+                    way: Way::Unix(peers.map(Arc::new)),
+                });
+            }
+        }
         let api_keys = Arc::new(config.api_keys);
         let (ended, ends) = crossbeam_channel::bounded(config.cpus.len());
         let mut threads = Vec::with_capacity(config.cpus.len());
@@ -175,13 +240,15 @@ impl ShardSet {
             events: config.events.clone(),
             scrape: config.scrape.clone(),
             secrets: config.secrets.clone(),
+            tls: config.tls.clone(),
+            balanced: true,
             instance: config.instance,
         });
         let shards = Shard::all(parts.collect());
-        for (index, (((shard, control), cpu), listener)) in shards
+        for (index, (((shard, control), cpu), entrances)) in shards
             .into_iter()
             .zip(config.cpus)
-            .zip(listeners)
+            .zip(entrances)
             .enumerate()
         {
             let ended = ended.clone();
@@ -189,7 +256,7 @@ impl ShardSet {
                 config.backend,
                 &format!("tsp-shard-{index}"),
                 cpu,
-                ShardMain { shard, listener },
+                ShardMain { shard, entrances },
                 move |end| {
                     // There is room for every shard's end; nobody may be left to hear it.
                     drop(ended.try_send(ShardEnd {
@@ -208,6 +275,7 @@ impl ShardSet {
             controls,
             metrics: Arc::new(metrics),
             ends,
+            unix,
         })
     }
 
@@ -215,6 +283,13 @@ impl ShardSet {
     pub fn publish(&mut self, snapshot: &Arc<Snapshot>) {
         for control in &mut self.controls {
             control.publish(snapshot);
+        }
+    }
+
+    /// Has new connections done with `tls`; those that stand keep what they have.
+    pub fn renew_tls(&mut self, tls: &ServerTls) {
+        for control in &mut self.controls {
+            control.renew_tls(tls);
         }
     }
 
@@ -261,7 +336,9 @@ impl ShardSet {
     /// Stops accepting, finishes the requests under way, closes the connections; what is left after `longest` is cut
     /// off.
     #[must_use]
-    pub fn drain(self, longest: Duration) -> Drained {
+    pub fn drain(mut self, longest: Duration) -> Drained {
+        // Nobody should find it any more; whoever did is served.
+        drop(self.unix.take());
         self.controls.iter().for_each(ShardControl::drain);
         if self.wait_for_ends(longest) {
             return Drained::Whole;

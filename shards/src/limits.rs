@@ -20,6 +20,11 @@ pub struct Limits {
     /// Longest silence on a connection between requests. Above load balancers' usual 60 s, since two SDKs do not
     /// try again when a kept connection turns out to be closed.
     pub idle_timeout: Duration,
+    /// Longest time for a client's TLS handshake. Its three messages take milliseconds.
+    pub handshake_timeout: Duration,
+    /// TLS handshakes that one shard has under way at a time, most of them waiting for their client. Each costs about
+    /// 20 KiB; above this the newest is closed.
+    pub handshakes_max: usize,
     /// Connections of one shard. Each costs about 20 KiB; above this the newest is closed.
     pub connections_max: usize,
     /// Requests that one shard works on at a time. More are told to come back.
@@ -72,6 +77,8 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(120),
+            handshake_timeout: Duration::from_secs(5),
+            handshakes_max: 1_024,
             connections_max: 16_384,
             inflight_max: 4_096,
             tenant_inflight_max: 2_048,

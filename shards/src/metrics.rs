@@ -21,7 +21,8 @@ use tsp_wire::TspCode;
 
 pub use self::hub::MetricsHub;
 pub(crate) use self::labels::{
-    ClosedBy, Endpoint, Handshake, KeyOperation, KeyUse, KeysHeld, RefusedBy, SecretCreation,
+    ClientHandshake, ClosedBy, Endpoint, Handshake, KeyOperation, KeyUse, KeysHeld, RefusedBy,
+    SecretCreation,
 };
 use self::labels::{KMS_KINDS, KMS_OPERATIONS, KMS_STATUSES, OUTCOMES, kms_index};
 
@@ -130,6 +131,8 @@ pub(crate) struct ShardMetrics {
     closed: [Number; ClosedBy::ALL.len()],
     refused: [Number; RefusedBy::ALL.len()],
     connections: Number,
+    handed_over: Number,
+    client_handshakes: [Number; ClientHandshake::ALL.len()],
     event_failures: Number,
     events: Number,
     kms_retries: Number,
@@ -166,6 +169,8 @@ impl ShardMetrics {
             closed: Default::default(),
             refused: Default::default(),
             connections: Number::default(),
+            handed_over: Number::default(),
+            client_handshakes: Default::default(),
             event_failures: Number::default(),
             events: Number::default(),
             kms_retries: Number::default(),
@@ -271,6 +276,16 @@ impl ShardMetrics {
 
     pub(crate) fn connection_closed(&self) {
         self.connections.subtract(1);
+    }
+
+    pub(crate) fn client_handshake(&self, outcome: ClientHandshake) {
+        if let Some(number) = self.client_handshakes.get(outcome.index()) {
+            number.add(1);
+        }
+    }
+
+    pub(crate) fn handed_over(&self) {
+        self.handed_over.add(1);
     }
 
     pub(crate) fn event_failed(&self) {

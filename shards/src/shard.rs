@@ -1,4 +1,4 @@
-//! All that one core owns: its accept loop, its control task, its state.
+//! All that one core owns: its tasks, its state, its control task.
 
 use std::{
     cell::{Cell, RefCell},
@@ -19,18 +19,21 @@ use std::{
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 use hyper::header::HeaderValue;
-use tokio::sync::{Notify, oneshot};
-use tsp_rt::{Listener as _, Rt, mailbox};
+use tokio::sync::oneshot;
+use tsp_rt::{Rt, mailbox, tls::ServerTls};
 use tsp_wire::{ApiKey, SnapshotVersion, TenantId, api::Parser};
 
 use crate::{
+    accept::{self, Entrance, Fresh},
     admission::Admission,
-    conn::{self, Connections},
+    balance::Balance,
+    conn::Connections,
     destinations::Destinations,
     events::{Events, EventsConfig},
+    handshake::Handshakes,
     keyring::{self, Keyring},
     limits::{Limits, SWEEP_INTERVAL},
-    metrics::{ClosedBy, ShardMetrics, TenantNames},
+    metrics::{ShardMetrics, TenantNames},
     peers::Exchange,
     secrets::{Creation, Home, SecretOffer},
     snapshot::{Snapshot, SnapshotSlot},
@@ -104,6 +107,10 @@ pub struct ShardParts {
     pub scrape: Sender<oneshot::Sender<Bytes>>,
     /// Takes new tenant secrets to the control plane, which stores them.
     pub secrets: Sender<SecretOffer>,
+    /// What entrances that speak TLS begin with.
+    pub tls: Option<ServerTls>,
+    /// Whether fresh connections go to a shard that holds fewer. Without, each is served by the shard that accepted it.
+    pub balanced: bool,
     /// A random number of this process: tells its events' sequence from those of other processes.
     pub instance: u64,
 }
@@ -112,6 +119,7 @@ pub struct ShardParts {
 #[derive(Debug)]
 pub struct ShardControl {
     snapshots: mailbox::LatestSender<Arc<Snapshot>>,
+    tls: mailbox::LatestSender<ServerTls>,
     commands: mailbox::Sender<Command>,
     version: Arc<AtomicU64>,
     pub(crate) metrics: Arc<ShardMetrics>,
@@ -121,6 +129,11 @@ impl ShardControl {
     /// Hands `snapshot` to the shard. Never waits; a shard that is busy takes the newest when it comes to it.
     pub fn publish(&mut self, snapshot: &Arc<Snapshot>) {
         self.snapshots.publish(Arc::clone(snapshot));
+    }
+
+    /// Has new connections done with `tls`; those that stand keep what they have.
+    pub fn renew_tls(&mut self, tls: &ServerTls) {
+        self.tls.publish(tls.clone());
     }
 
     /// The snapshot that the shard works with; `None` before its first.
@@ -168,11 +181,14 @@ pub struct Shard {
     index: u16,
     parts: ShardParts,
     snapshots: mailbox::Receiver<Arc<Snapshot>>,
+    tls: mailbox::Receiver<ServerTls>,
     commands: mailbox::Receiver<Command>,
     metrics: Arc<ShardMetrics>,
     version: Arc<AtomicU64>,
     tokens: Exchange<tokens::Message>,
     keys: Exchange<keyring::Message>,
+    fresh: Exchange<Fresh>,
+    balance: Balance,
     home: Home,
 }
 
@@ -192,6 +208,8 @@ pub(crate) struct Core<R: Rt> {
     pub(crate) keyring: Keyring,
     pub(crate) events: Rc<Events<R>>,
     pub(crate) connections: Rc<Connections>,
+    pub(crate) balance: Balance,
+    pub(crate) handshakes: Handshakes,
     pub(crate) metrics: Arc<ShardMetrics>,
     pub(crate) scrape: Sender<oneshot::Sender<Bytes>>,
 }
@@ -240,51 +258,67 @@ impl Shard {
     pub fn all(parts: Vec<ShardParts>) -> Vec<(Self, ShardControl)> {
         let tokens = Exchange::among(parts.len());
         let keys = Exchange::among(parts.len());
+        let fresh = Exchange::among(parts.len());
+        let balances = match parts.iter().all(|parts| parts.balanced) {
+            true => Balance::among(parts.len()),
+            false => parts.iter().flat_map(|_| Balance::among(1)).collect(),
+        };
         let homes = Home::among(parts.len());
         let tenants = Arc::<TenantNames>::default();
         (0..)
             .zip(parts)
             .zip(tokens.into_iter().zip(keys).zip(homes))
-            .map(|((index, parts), ((tokens, keys), home))| {
-                let (snapshots_in, snapshots) = mailbox::latest();
-                let (commands_in, commands) = mailbox::bounded(COMMANDS_MAX);
-                let metrics = Arc::new(ShardMetrics::new(Arc::clone(&tenants)));
-                let version = Arc::new(AtomicU64::new(NO_VERSION));
-                let control = ShardControl {
-                    snapshots: snapshots_in,
-                    commands: commands_in,
-                    metrics: Arc::clone(&metrics),
-                    version: Arc::clone(&version),
-                };
-                (
-                    Self {
-                        index,
-                        parts,
-                        snapshots,
-                        commands,
-                        metrics,
-                        version,
-                        tokens,
-                        keys,
-                        home,
-                    },
-                    control,
-                )
-            })
+            .zip(fresh.into_iter().zip(balances))
+            .map(
+                |(((index, parts), ((tokens, keys), home)), (fresh, balance))| {
+                    let (snapshots_in, snapshots) = mailbox::latest();
+                    let (tls_in, tls) = mailbox::latest();
+                    let (commands_in, commands) = mailbox::bounded(COMMANDS_MAX);
+                    let metrics = Arc::new(ShardMetrics::new(Arc::clone(&tenants)));
+                    let version = Arc::new(AtomicU64::new(NO_VERSION));
+                    let control = ShardControl {
+                        snapshots: snapshots_in,
+                        tls: tls_in,
+                        commands: commands_in,
+                        metrics: Arc::clone(&metrics),
+                        version: Arc::clone(&version),
+                    };
+                    (
+                        Self {
+                            index,
+                            parts,
+                            snapshots,
+                            tls,
+                            commands,
+                            metrics,
+                            version,
+                            tokens,
+                            keys,
+                            fresh,
+                            balance,
+                            home,
+                        },
+                        control,
+                    )
+                },
+            )
             .collect()
     }
 
-    /// Serves clients of `listener` until told to end.
-    pub async fn run<R: Rt>(self, rt: R, listener: R::Listener) {
+    /// Serves the clients that come in at `entrances`, and those that other shards hand over, until told to end.
+    pub async fn run<R: Rt>(self, rt: R, entrances: Vec<Entrance<R::Listener>>) {
         let Self {
             index,
             parts,
             mut snapshots,
+            mut tls,
             mut commands,
             metrics,
             version,
             tokens,
             keys,
+            fresh,
+            balance,
             home,
         } = self;
         let limits = Rc::new(parts.limits);
@@ -308,6 +342,8 @@ impl Shard {
             )),
             admission: Admission::new(limits.inflight_max, limits.tenant_inflight_max),
             connections: Rc::new(Connections::new(Arc::clone(&metrics))),
+            balance,
+            handshakes: Handshakes::new(parts.tls),
             api_keys: parts.api_keys,
             slot: SnapshotSlot::default(),
             fresh: Cell::new(true),
@@ -318,13 +354,16 @@ impl Shard {
             limits,
             rt,
         });
-        let (closing, failed) = (Rc::new(Notify::new()), Rc::new(Notify::new()));
-        let (stop, fail) = (Rc::clone(&closing), Rc::clone(&failed));
-        core.rt
-            .spawn(accept(Rc::clone(&core), listener, stop, fail));
+        let gate = accept::start(&core, entrances, fresh);
         core.rt.spawn(sweep(Rc::downgrade(&core)));
         core.rt.spawn(home.serve(Rc::clone(&core)));
         keyring::start(&core);
+        let renewed = Rc::clone(&core);
+        core.rt.spawn(async move {
+            while let Some(tls) = tls.recv().await {
+                renewed.handshakes.renew(tls);
+            }
+        });
         let slot = Rc::clone(&core);
         core.rt.spawn(async move {
             while let Some(snapshot) = snapshots.recv().await {
@@ -341,7 +380,7 @@ impl Shard {
                 }
             }
         });
-        let mut failed = pin!(failed.notified());
+        let mut failed = pin!(gate.failed());
         loop {
             let command = {
                 let mut command = pin!(commands.recv());
@@ -362,9 +401,10 @@ impl Shard {
                 Some(Command::Close) | None => return,
             }
         }
-        closing.notify_one();
+        gate.close();
+        core.balance.close();
         core.connections.drain();
-        while core.connections.count() > 0 {
+        while gate.is_open() || core.balance.own() > 0 {
             let pause = core.rt.now() + DRAIN_LOOK_INTERVAL;
             if let Some(Some(Command::Close) | None) = core.by(pause, commands.recv()).await {
                 core.connections.close_all();
@@ -377,50 +417,6 @@ impl Shard {
 
 /// How often a draining shard looks whether its last connection has gone.
 const DRAIN_LOOK_INTERVAL: Duration = Duration::from_millis(10);
-
-async fn accept<R: Rt>(
-    core: Rc<Core<R>>,
-    mut listener: R::Listener,
-    closing: Rc<Notify>,
-    failed: Rc<Notify>,
-) {
-    let mut closing = pin!(closing.notified());
-    let mut draining = false;
-    loop {
-        let accepted = {
-            let mut accept = pin!(listener.accept());
-            std::future::poll_fn(|cx| {
-                if draining || closing.as_mut().poll(cx).is_ready() {
-                    draining = true;
-                    return Poll::Ready(None);
-                }
-                accept.as_mut().poll(cx).map(Some)
-            })
-            .await
-        };
-        let accepted = match accepted {
-            Some(accepted) => accepted,
-            // The kernel resets what still waits when the listener goes, so that is served first.
-            None => match listener.try_accept() {
-                Ok(Some(waiting)) => Ok(waiting),
-                Ok(None) | Err(_) => return,
-            },
-        };
-        match accepted {
-            Ok((stream, _)) if core.connections.count() < core.limits.connections_max => {
-                let entry = core.connections.register(core.rt.now());
-                core.rt.spawn(conn::serve(Rc::clone(&core), stream, entry));
-            }
-            Ok(_) => core.metrics.closed(ClosedBy::ConnectionsMax),
-            // The listener has waited already where that helps. A shard that cannot accept is no shard: end it all.
-            Err(why) => {
-                tracing::error!(%why, "the listener failed");
-                failed.notify_one();
-                return;
-            }
-        }
-    }
-}
 
 async fn sweep<R: Rt>(core: std::rc::Weak<Core<R>>) {
     while let Some(core) = core.upgrade() {

@@ -22,6 +22,8 @@ pub(crate) fn scrape() -> (ShardSet, Arc<Scrape>) {
     let (secrets, _) = crossbeam_channel::bounded(1);
     let shards = ShardSet::spawn(ShardsConfig {
         listen: ANY_PORT,
+        tls: None,
+        unix: None,
         backend: Backend::Epoll,
         cpus: vec![None],
         api_keys: ApiKeys::new(ApiKey::new("0123456789abcdef".to_owned()).unwrap(), None),

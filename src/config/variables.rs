@@ -22,7 +22,7 @@ const fn variable(name: &'static str, default: &'static str, effect: &'static st
 }
 
 /// Every variable that the proxy knows, in the order of the documentation.
-pub const VARIABLES: [Variable; 30] = [
+pub const VARIABLES: [Variable; 37] = [
     variable("API_KEY", "required", "what applications present"),
     variable("API_KEY_2", "none", "a second accepted key, for rotation"),
     variable(
@@ -45,6 +45,37 @@ pub const VARIABLES: [Variable; 30] = [
         "TSP_EVENT_BIND_ADDRESS",
         "TSP_BIND_ADDRESS:5555",
         "IP or IP:PORT of the event socket",
+    ),
+    variable(
+        "TSP_TLS_CERTIFICATE",
+        "none",
+        "PEM file; with it the client API speaks TLS 1.3",
+    ),
+    variable("TSP_TLS_KEY", "none", "PEM file of the certificate's key"),
+    variable(
+        "TSP_TLS_CLIENT_CA",
+        "none",
+        "PEM file; clients must show a certificate of it",
+    ),
+    variable(
+        "TSP_TLS_CLIENT_NAMES",
+        "none",
+        "names of which that certificate must have one",
+    ),
+    variable(
+        "TSP_UNIX_SOCKET",
+        "none",
+        "path of a Unix socket that serves the client API, too",
+    ),
+    variable(
+        "TSP_UNIX_SOCKET_MODE",
+        "660",
+        "permissions of its file, in octal",
+    ),
+    variable(
+        "TSP_UNIX_SOCKET_ALLOW",
+        "none",
+        "who may connect, such as uid:1000,gid:2000",
     ),
     variable(
         "TSP_ENABLE_LOGDRIVER_INTEGRATION",

@@ -37,6 +37,7 @@ use std::{
 
 use tsp_wire::snapshot::TenantSecretDoc;
 
+pub(super) use self::read::read;
 use super::{Ask, Loaded, Polled};
 use crate::{
     config::{Environment, Problem, Strings},
@@ -60,7 +61,7 @@ pub struct FileSource<S = Environment> {
 
 /// What is known of some files that belong together.
 #[derive(Debug, Default)]
-struct Watch {
+pub(super) struct Watch {
     /// What the files looked like just before they were last read.
     seen: Option<Seen>,
     /// Digest of all content behind the state that was handed out last.
@@ -70,11 +71,11 @@ struct Watch {
 }
 
 /// What came of reading them.
-struct Reading<F> {
-    stamps: Vec<(PathBuf, Option<Stamp>)>,
-    digest: u64,
+pub(super) struct Reading<F> {
+    pub(super) stamps: Vec<(PathBuf, Option<Stamp>)>,
+    pub(super) digest: u64,
     /// Makes the state of what was read; not asked if the digest is that of the last one.
-    state: F,
+    pub(super) state: F,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -85,7 +86,7 @@ struct Seen {
 
 /// What changes when a file does, also when it is replaced by a rename or behind a symbolic link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -96,7 +97,7 @@ struct Stamp {
 
 impl Stamp {
     /// `None` if the file cannot be found.
-    fn of(path: &Path) -> Option<Self> {
+    pub(super) fn of(path: &Path) -> Option<Self> {
         std::fs::metadata(path)
             .ok()
             .map(|metadata| Self::from_metadata(&metadata))
@@ -229,7 +230,7 @@ fn secrets_path(config: &Path, named: Option<&str>) -> PathBuf {
 
 impl Watch {
     /// Reads if anything has changed, or if `ask` says so.
-    fn poll<T, F: FnOnce() -> Result<T, Vec<Problem>>>(
+    pub(super) fn poll<T, F: FnOnce() -> Result<T, Vec<Problem>>>(
         &mut self,
         ask: Ask,
         now: SystemTime,
@@ -283,15 +284,15 @@ impl Watch {
 
 /// Digest of everything that went into a state, to tell a change from a touch. Not for secrets' sake: it stays here.
 #[derive(Debug, Default)]
-struct Digest(DefaultHasher);
+pub(super) struct Digest(DefaultHasher);
 
 impl Digest {
-    fn add(&mut self, bytes: &[u8]) {
+    pub(super) fn add(&mut self, bytes: &[u8]) {
         self.0.write_usize(bytes.len());
         self.0.write(bytes);
     }
 
-    fn finish(&self) -> u64 {
+    pub(super) fn finish(&self) -> u64 {
         self.0.finish()
     }
 }

@@ -1,14 +1,14 @@
-//! Looking at the source: a snapshot for every new state. And the thread that does it, so that a slow or hanging file
+//! Looking at the source: a snapshot for every new state, and the client API's certificate. And the thread that does it, so that a slow or hanging file
 //! system delays neither probes nor a drain.
 
 use std::{io, thread, time::SystemTime};
 
 use crossbeam_channel::Sender;
-use tsp_rt::mailbox;
+use tsp_rt::{mailbox, tls::ServerTls};
 use tsp_shards::{FormerSnapshots, Rejected, Snapshot};
 use tsp_wire::snapshot::TenantSecretDoc;
 
-use super::{Ask, Loaded, Polled, Source};
+use super::{Ask, Loaded, Polled, Source, tls::TlsSource};
 use crate::{config::Problem, control::Command, secrets::keeper::Store};
 
 /// What a look came to.
@@ -17,6 +17,8 @@ pub(crate) struct Looked {
     pub(crate) new: Option<New>,
     /// Whether everything could be looked at.
     pub(crate) outcome: Outcome,
+    /// What became of the client API's certificate.
+    pub(crate) tls: Polled<ServerTls>,
 }
 
 /// A new state.
@@ -40,6 +42,7 @@ pub(crate) enum Outcome {
 /// A source, and the last snapshot that was made of it.
 pub(crate) struct Lookout {
     source: Source,
+    tls: Option<TlsSource>,
     last: Option<Snapshot>,
     former: FormerSnapshots,
     configs_left_out: Vec<Problem>,
@@ -72,9 +75,10 @@ impl Failures {
 }
 
 impl Lookout {
-    pub(crate) fn new(source: Source) -> Self {
+    pub(crate) fn new(source: Source, tls: Option<TlsSource>) -> Self {
         Self {
             source,
+            tls,
             last: None,
             former: FormerSnapshots::default(),
             configs_left_out: Vec::new(),
@@ -102,7 +106,11 @@ impl Lookout {
         } else {
             Outcome::Good
         };
-        Looked { new, outcome }
+        let tls = match &mut self.tls {
+            Some(tls) => tls.poll(ask, now),
+            None => Polled::Same,
+        };
+        Looked { new, outcome, tls }
     }
 
     fn snapshot(
@@ -197,7 +205,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tenants.toml");
         fs::write(&path, TENANTS).unwrap();
-        let mut lookout = Lookout::new(Source::File(FileSource::new(path.clone(), Environment)));
+        let mut lookout = Lookout::new(
+            Source::File(FileSource::new(path.clone(), Environment)),
+            None,
+        );
         assert!(lookout.store().is_none(), "not known yet where");
         let mut look = || lookout.look(Ask::IfChanged, later());
         let counts = |new: &New| {

@@ -18,7 +18,9 @@ use tsp_rt::{
     sim::{Sim, SimRt, SimStream},
     tls::{self, ServerTls},
 };
-use tsp_shards::{ApiKeys, Destinations, Limits, Shard, ShardControl, ShardParts, Snapshot};
+use tsp_shards::{
+    ApiKeys, Destinations, Entrance, Limits, Shard, ShardControl, ShardParts, Snapshot, Way,
+};
 use tsp_wire::{
     ApiKey, KmsConfigId, Secret, SnapshotVersion,
     derive::{RotationStatus, SecretType},
@@ -89,12 +91,16 @@ impl Stand {
             events: None,
             scrape,
             secrets,
+            tls: None,
+            balanced: true,
             instance: 1,
         };
         let (shard, mut control) = Shard::all(vec![parts]).pop().unwrap();
         let core = Metered(rt.on_host(SHARD.ip()));
         let listener = MeteredListener(core.0.bind(SHARD).unwrap());
-        core.clone().spawn(shard.run(core, listener));
+        let way = Way::Tcp;
+        let entrances = vec![Entrance { listener, way }];
+        core.clone().spawn(shard.run(core, entrances));
 
         let (snapshot, rejected) = Snapshot::from_doc(configuration(certificate), true);
         assert!(rejected.is_empty(), "{rejected:?}");

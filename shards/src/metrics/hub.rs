@@ -13,8 +13,8 @@ use tsp_kms::KmsKind;
 use super::{
     BUCKETS_US, Durations, METERED_TENANTS_MAX, Number, Series, ShardMetrics,
     labels::{
-        ClosedBy, Endpoint, Handshake, KMS_KINDS, KMS_OPERATIONS, KMS_STATUSES, KeyOperation,
-        KeyUse, KeysHeld, OUTCOMES, RefusedBy, SecretCreation,
+        ClientHandshake, ClosedBy, Endpoint, Handshake, KMS_KINDS, KMS_OPERATIONS, KMS_STATUSES,
+        KeyOperation, KeyUse, KeysHeld, OUTCOMES, RefusedBy, SecretCreation,
     },
 };
 
@@ -134,13 +134,28 @@ impl MetricsHub {
             ),
             family(
                 "tsp_connections",
-                "Client connections, by shard: how evenly the kernel spreads them.",
+                "Client connections, by shard: how evenly they are spread.",
                 gauge,
                 self.shards.iter().enumerate().map(|(index, shard)| {
                     (
                         vec![label("shard", &index.to_string())],
                         shard.connections.value(),
                     )
+                }),
+            ),
+            family(
+                "tsp_connections_handed_over_total",
+                "Fresh client connections that a shard gave to one that held fewer.",
+                counter,
+                [(vec![], self.sum(|s| Some(&s.handed_over)))],
+            ),
+            family(
+                "tsp_tls_handshakes_total",
+                "TLS handshakes with clients: full, resuming an earlier session, or failed.",
+                counter,
+                ClientHandshake::ALL.iter().map(|outcome| {
+                    let sum = self.sum(|s| s.client_handshakes.get(outcome.index()));
+                    (vec![label("handshake", outcome.as_str())], sum)
                 }),
             ),
             family(

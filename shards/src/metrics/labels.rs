@@ -117,9 +117,21 @@ labels! {
 }
 
 labels! {
+    /// What a TLS handshake with a client came to.
+    ClientHandshake {
+        Full => "full",
+        Resumed => "resumed",
+        Failed => "failed",
+    }
+}
+
+labels! {
     /// Why a client's connection was closed by us.
     ClosedBy {
         ConnectionsMax => "connections_max",
+        PeerNotAllowed => "peer_not_allowed",
+        HandshakesMax => "handshakes_max",
+        HandshakeTimeout => "handshake_timeout",
         HeadBytesMax => "head_bytes_max",
         HeadTimeout => "head_timeout",
         IdleTimeout => "idle_timeout",

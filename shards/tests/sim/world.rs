@@ -21,8 +21,8 @@ use tsp_rt::{
     tls::{self, MaybeTls, ServerTls},
 };
 use tsp_shards::{
-    ApiKeys, Destinations, EventsConfig, Forgetter, Limits, Shard, ShardControl, ShardParts,
-    Snapshot,
+    ApiKeys, Destinations, Entrance, EventsConfig, Forgetter, Limits, Shard, ShardControl,
+    ShardParts, Snapshot, Way,
 };
 use tsp_wire::{
     ApiKey, Secret, SnapshotVersion, TenantId,
@@ -322,6 +322,8 @@ pub(crate) struct Setup {
     pub(crate) leasing: bool,
     /// Whether the KMS speaks TLS.
     pub(crate) tls: bool,
+    /// Whether shards hand fresh connections over. Most tests name the shard that serves.
+    pub(crate) balanced: bool,
 }
 
 /// A certificate for the KMS and its private key, in PEM. It is its own authority.
@@ -342,6 +344,7 @@ impl Default for Setup {
             assume_role: false,
             leasing: false,
             tls: false,
+            balanced: false,
         }
     }
 }
@@ -393,6 +396,8 @@ impl World {
             }),
             scrape: scrape.clone(),
             secrets: secrets.clone(),
+            tls: None,
+            balanced: setup.balanced,
             instance: 1,
         });
         let ended = Rc::new(Cell::new(false));
@@ -402,7 +407,8 @@ impl World {
             let listener = shard_rt.bind(shard_address(index)).unwrap();
             let end = Rc::clone(&ended);
             rt.spawn(async move {
-                shard.run(shard_rt, listener).await;
+                let way = Way::Tcp;
+                shard.run(shard_rt, vec![Entrance { listener, way }]).await;
                 end.set(true);
             });
             controls.push(control);
@@ -542,16 +548,7 @@ impl World {
     /// Like [`World::post`], to one of several shards.
     pub(crate) async fn post_to(&self, shard: usize, path: &str, body: Value) -> Answer {
         let began = self.rt.now();
-        let address = shard_address(shard);
-        let stream = self
-            .rt
-            .connect(address, Duration::from_secs(1))
-            .await
-            .expect("the shard takes connections");
-        let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .unwrap();
-        self.rt.spawn(async move { drop(connection.await) });
+        let mut sender = self.open(shard).await;
         let response = sender
             .send_request(request(path, &body))
             .await
@@ -571,6 +568,30 @@ impl World {
             body,
             took: self.rt.now() - began,
         }
+    }
+
+    /// Opens a connection to a shard, to send requests over.
+    pub(crate) async fn open(&self, shard: usize) -> client::conn::http1::SendRequest<Full<Bytes>> {
+        let opened = self.try_open(shard).await;
+        opened.expect("the shard takes connections")
+    }
+
+    /// Likewise, if the shard takes connections.
+    pub(crate) async fn try_open(
+        &self,
+        shard: usize,
+    ) -> Option<client::conn::http1::SendRequest<Full<Bytes>>> {
+        let address = shard_address(shard);
+        let stream = self
+            .rt
+            .connect(address, Duration::from_secs(1))
+            .await
+            .ok()?;
+        let (sender, connection) = client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        self.rt.spawn(async move { drop(connection.await) });
+        Some(sender)
     }
 
     /// Sends a request and goes away after `patience`.
@@ -640,7 +661,7 @@ pub(crate) fn metadata(tenant: &str) -> Value {
     json!({"tenantId": tenant, "iclFields": {"requestingId": "test"}, "customFields": {}})
 }
 
-fn request(path: &str, body: &Value) -> Request<Full<Bytes>> {
+pub(crate) fn request(path: &str, body: &Value) -> Request<Full<Bytes>> {
     Request::post(format!("/api/1/{path}"))
         .header("authorization", format!("cmk {API_KEY}"))
         .header("host", "tsp")

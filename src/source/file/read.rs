@@ -101,7 +101,10 @@ impl<'a, S: Strings> Files<'a, S> {
 }
 
 /// The stamp from before reading, so that a change during it is noticed later, and the text.
-fn read(path: &Path, bytes_max: u64) -> Result<(Stamp, Zeroizing<String>), String> {
+pub(in crate::source) fn read(
+    path: &Path,
+    bytes_max: u64,
+) -> Result<(Stamp, Zeroizing<String>), String> {
     let cannot = |error: io::Error| format!("cannot be read: {error}");
     let metadata = std::fs::metadata(path).map_err(cannot)?;
     // Opening a pipe would wait for its other end.

@@ -4,6 +4,8 @@ use std::{
     fmt::Write as _,
     io::{self, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpStream},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
     time::Duration,
 };
 
@@ -188,6 +190,25 @@ impl Connection {
             stream,
             read: Vec::new(),
         })
+    }
+
+    #[track_caller]
+    pub(crate) fn open_unix(path: &Path) -> Self {
+        let stream = UnixStream::connect(path)
+            .unwrap_or_else(|error| panic!("cannot connect to {}: {error}", path.display()));
+        Self::of_unix(stream)
+    }
+
+    /// What is asked of the stream here is the same for all stream sockets.
+    pub(crate) fn of_unix(stream: UnixStream) -> Self {
+        let stream = TcpStream::from(OwnedFd::from(stream));
+        stream
+            .set_read_timeout(Some(READ_TIMEOUT))
+            .expect("the time is not zero");
+        Self {
+            stream,
+            read: Vec::new(),
+        }
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
