@@ -14,7 +14,7 @@ mod home;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt,
     hash::{DefaultHasher, Hasher as _},
     rc::Rc,
@@ -125,8 +125,8 @@ pub(crate) struct Keyring {
     /// Answers to questions of an older generation are void.
     generation: Cell<u64>,
     waiting: RefCell<HashMap<KeyId, Waiting>>,
-    /// As home: what is being asked.
-    flights: RefCell<HashSet<KeyId>>,
+    /// As home: what is being asked, and by which shards.
+    flights: RefCell<HashMap<KeyId, Vec<usize>>>,
 }
 
 /// Operations of this shard that wait for one answer.

@@ -1,6 +1,6 @@
 //! What a tenant's home shard does for all: asks the KMS once, and tells every shard.
 
-use std::{rc::Rc, sync::Arc, time::Instant};
+use std::{collections::hash_map::Entry, rc::Rc, sync::Arc, time::Instant};
 
 use tokio::sync::oneshot;
 use tsp_kms::{Fingerprint, KmsError, KmsErrorKind};
@@ -84,9 +84,16 @@ pub(super) enum Outcome {
 
 /// A shard asks.
 pub(super) fn asked<R: Rt>(core: &Rc<Core<R>>, ask: Ask) {
-    if !core.keyring.flights.borrow_mut().insert(ask.id) {
-        // What comes of it goes to all shards.
-        return;
+    match core.keyring.flights.borrow_mut().entry(ask.id) {
+        Entry::Vacant(flight) => drop(flight.insert(vec![ask.from])),
+        Entry::Occupied(mut flight) => {
+            // What comes of it goes to all shards, or to those that asked.
+            let askers = flight.get_mut();
+            if !askers.contains(&ask.from) {
+                askers.push(ask.from);
+            }
+            return;
+        }
     }
     let flight = Rc::clone(core);
     core.rt.spawn(async move { fly(flight, ask).await });
@@ -137,13 +144,13 @@ async fn fly<R: Rt>(core: Rc<Core<R>>, ask: Ask) {
             }
         }
     }
-    core.keyring.flights.borrow_mut().remove(&ask.id);
-    if !for_all {
-        let answer = Message::Answer(Box::new(answer));
-        let peers = &core.keyring.peers;
-        return peers.deliver(&core.rt, ask.from, answer).await;
-    }
-    for shard in 0..core.keyring.peers.len() {
+    let askers = core.keyring.flights.borrow_mut().remove(&ask.id);
+    let told = if for_all {
+        (0..core.keyring.peers.len()).collect()
+    } else {
+        askers.unwrap_or_default()
+    };
+    for shard in told {
         let copy = Answer {
             tenant: answer.tenant.clone(),
             outcome: answer.outcome.clone(),
