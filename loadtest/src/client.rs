@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     net::SocketAddr,
+    path::PathBuf,
     pin::{Pin, pin},
     task::Poll,
     time::Duration,
@@ -22,7 +23,7 @@ use tsp_rt::{
     tls::{self, ClientTls, MaybeTls},
 };
 
-use crate::calls::Call;
+use crate::{calls::Call, front::Transport};
 
 /// Longest time to connect, and again for a TLS handshake. On loopback they take microseconds and milliseconds; beyond this
 /// the far end's accept queue is full.
@@ -31,9 +32,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Whom to ask, and with which key.
 #[derive(Clone, Debug)]
 pub struct Target {
-    address: SocketAddr,
+    address: Address,
     headers: HeaderMap,
     tls: Option<TlsTarget>,
+}
+
+#[derive(Clone, Debug)]
+enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
 }
 
 #[derive(Clone, Debug)]
@@ -47,6 +54,16 @@ impl Target {
     /// a header.
     #[must_use]
     pub fn new(address: SocketAddr, host: &str, api_key: &str) -> Option<Self> {
+        Self::at(Address::Tcp(address), host, api_key)
+    }
+
+    /// Likewise the proxy that listens on the Unix socket at `path`.
+    #[must_use]
+    pub fn unix(path: PathBuf, host: &str, api_key: &str) -> Option<Self> {
+        Self::at(Address::Unix(path), host, api_key)
+    }
+
+    fn at(address: Address, host: &str, api_key: &str) -> Option<Self> {
         let mut authorization = HeaderValue::from_str(&format!("cmk {api_key}")).ok()?;
         authorization.set_sensitive(true);
         let mut headers = HeaderMap::with_capacity(4);
@@ -60,8 +77,7 @@ impl Target {
         })
     }
 
-    /// The same inside TLS, by whoever ends it before the proxy, which itself has no TLS. `server_name` is checked against the
-    /// certificate.
+    /// The same inside TLS, by the proxy or by whoever ends it before that. `server_name` is checked against the certificate.
     #[must_use]
     pub fn with_tls(mut self, client: ClientTls, server_name: &str) -> Self {
         let server_name = server_name.to_owned();
@@ -72,8 +88,21 @@ impl Target {
         self
     }
 
+    /// How it is reached.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        match (&self.address, &self.tls) {
+            (_, Some(_)) => Transport::Tls,
+            (Address::Tcp(_), None) => Transport::Tcp,
+            (Address::Unix(_), None) => Transport::Unix,
+        }
+    }
+
     async fn connect<R: Rt>(&self, rt: &R) -> Result<MaybeTls<R::Stream>, NetError> {
-        let stream = rt.connect(self.address, CONNECT_TIMEOUT).await?;
+        let stream = match &self.address {
+            Address::Tcp(address) => rt.connect(*address, CONNECT_TIMEOUT).await?,
+            Address::Unix(path) => rt.connect_unix(path, CONNECT_TIMEOUT).await?,
+        };
         match &self.tls {
             None => Ok(MaybeTls::Plain(stream)),
             Some(TlsTarget {

@@ -16,11 +16,12 @@ use std::{
 };
 
 use serde::Serialize;
+use tempfile::TempDir;
 
 use crate::{
     arrivals::Arrivals,
-    client::Target,
     cpu::CpuTime,
+    front::{Front, Transport},
     generator::{self, Generator, Length, Phase},
     mix::Demand,
     report::{Report, Setup, Spread},
@@ -38,7 +39,8 @@ const EVENTS_SWITCH: &str = "TSP_ENABLE_LOGDRIVER_INTEGRATION";
 pub struct Variant {
     /// Its name in the table.
     pub name: String,
-    /// Variables and values. `SERVER` names another binary than the common one.
+    /// Variables and values. `SERVER` names another binary than the common one; `TRANSPORT` is how it is reached: `tcp`
+    /// (if not said), `tls` or `unix`.
     pub variables: Vec<(String, String)>,
 }
 
@@ -178,18 +180,22 @@ impl Comparison {
     fn measure(&self, variant: &Variant, shards: usize) -> io::Result<Report> {
         let (server_cpus, generator_cpus) = self.split(shards);
         let [http, health, events] = free_addresses()?;
-        let (other, variables): (Vec<_>, Vec<_>) = variant
+        let (ours, variables): (Vec<_>, Vec<_>) = variant
             .variables
             .iter()
             .cloned()
-            .partition(|(name, _)| name == "SERVER");
+            .partition(|(name, _)| ["SERVER", "TRANSPORT"].contains(&name.as_str()));
+        let last = |wanted: &str| ours.iter().rfind(|(name, _)| name == wanted);
+        let transport = last("TRANSPORT").map_or(Ok(Transport::Tcp), |(_, name)| {
+            Transport::parse(name).map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))
+        })?;
+        let folder = TempDir::new()?;
+        let front = Front::new(folder.path(), &[transport])?;
         let events_on = variables
             .iter()
             .rfind(|(name, _)| name == EVENTS_SWITCH)
             .map_or(self.events, |(_, value)| value != "false");
-        let binary = other
-            .last()
-            .map_or(self.server.as_path(), |(_, path)| path.as_ref());
+        let binary = last("SERVER").map_or(self.server.as_path(), |(_, path)| path.as_ref());
         let list: Vec<_> = server_cpus.iter().map(usize::to_string).collect();
         let mut command = Command::new(binary);
         command
@@ -206,6 +212,7 @@ impl Comparison {
                 list.first().cloned().unwrap_or_default(),
             )
             .env(EVENTS_SWITCH, self.events.to_string())
+            .envs(front.environment())
             .envs(variables)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -216,7 +223,7 @@ impl Comparison {
                 format!("{} does not start: {why}", binary.display()),
             )
         })?;
-        let target = Target::new(http, &http.to_string(), API_KEY).ok_or(io::ErrorKind::Other)?;
+        let target = front.target(http, transport)?;
         let first = self.tenants.first().ok_or(io::ErrorKind::InvalidInput)?;
         if let Err(failure) = generator::wait_until_ready(&target, first, START_MAX)? {
             let said = server.last_words();
@@ -234,7 +241,14 @@ impl Comparison {
         let lanes: Vec<_> = generator_cpus.iter().copied().map(Some).collect();
         let generator = Generator::start(&target, &Arc::new(plan), self.connections, &lanes)?;
         let (mix, connections) = (&self.demand.mix, self.connections);
-        let setup = Setup::new(mix, connections, lanes.len(), self.rate, self.arrivals);
+        let setup = Setup::new(
+            mix,
+            transport,
+            connections,
+            lanes.len(),
+            self.rate,
+            self.arrivals,
+        );
         generator.run(Phase::closed(Length::Requests(self.warm_up)))?;
         let phase = Phase {
             rate: self.rate,

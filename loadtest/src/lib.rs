@@ -13,6 +13,7 @@ pub mod calls;
 pub mod client;
 pub mod compare;
 pub mod cpu;
+pub mod front;
 pub mod generator;
 pub mod kmssim;
 mod knee;

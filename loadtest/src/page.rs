@@ -312,9 +312,10 @@ fn facts(results: &Results) -> Markup {
                 (row(
                     &format!("load {}", load.name),
                     format!(
-                        "{} on {} connections, {}",
+                        "{} on {} connections over {}, {}",
                         setup.mix,
                         setup.connections,
+                        setup.transport,
                         match setup.rate {
                             Some(rate) => format!("{} /s", thousands(rate)),
                             None if results.steps.is_empty() => "closed loop".to_owned(),

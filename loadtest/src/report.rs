@@ -6,7 +6,8 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::{
-    arrivals::Arrivals, calls::Kind, client::Failure, cpu::CpuTime, generator::Outcome, mix::Mix,
+    arrivals::Arrivals, calls::Kind, client::Failure, cpu::CpuTime, front::Transport,
+    generator::Outcome, mix::Mix,
 };
 
 /// How the load was made.
@@ -14,6 +15,8 @@ use crate::{
 pub struct Setup {
     /// What was asked, by weight.
     pub mix: String,
+    /// How the proxy was reached.
+    pub transport: Transport,
     /// Connections, over all lanes.
     pub connections: usize,
     /// Threads of the generator.
@@ -29,6 +32,7 @@ impl Setup {
     #[must_use]
     pub fn new(
         mix: &Mix,
+        transport: Transport,
         connections: usize,
         lanes: usize,
         rate: Option<f64>,
@@ -36,6 +40,7 @@ impl Setup {
     ) -> Self {
         Self {
             mix: mix.to_string(),
+            transport,
             connections,
             lanes,
             rate,

@@ -60,7 +60,7 @@ pub fn run(
         progress(&format!("wrapping what {:?} will unwrap", load.name));
         let (first, last) = load.tenants(doc);
         let own = tenants.get(first - 1..last).unwrap_or_default();
-        let plan = generator::prepare(stand.target(), &load.demand(doc.seed), own)?
+        let plan = generator::prepare(&stand.target(load)?, &load.demand(doc.seed), own)?
             .map_err(|why| io::Error::other(format!("the proxy does not work: {why}")))?;
         plans.push(Arc::new(plan));
     }
@@ -69,11 +69,15 @@ pub fn run(
         stand.restart()?;
     }
     let mut generators = Vec::with_capacity(plans.len());
-    for (index, plan) in plans.iter().enumerate() {
-        let connections = doc.load.get(index).map_or(1, |load| load.connections);
-        let lane = [cpus.load(index)];
-        generators.push(Generator::start(stand.target(), plan, connections, &lane)?);
+    let mut lanes = Vec::new();
+    for (index, (plan, load)) in plans.iter().zip(&doc.load).enumerate() {
+        let own = load.lanes(cpus.load(index)).map_err(io::Error::other)?;
+        let (target, connections) = (stand.target(load)?, load.connections);
+        generators.push(Generator::start(&target, plan, connections, &own)?);
+        lanes.extend(own);
     }
+    lanes.sort_unstable();
+    lanes.dedup();
     let mut run = Run {
         scenario,
         stand: &stand,
@@ -102,7 +106,7 @@ pub fn run(
             shards,
             io: stand.io.clone(),
             proxy_cpus: cpus.proxy.clone(),
-            load_cpus: cpus.loads.clone(),
+            load_cpus: lanes,
             kms_cpu: cpus.kms,
             start_ms: stand.start_time.as_secs_f64() * 1e3,
             memory_mib: memory_mib(stand.proxy_id()),
@@ -381,7 +385,15 @@ impl Measured {
             let Some(outcome) = sum else {
                 continue;
             };
-            let setup = Setup::new(&load.mix, load.connections, 1, load.rate, load.arrivals);
+            let lanes = load.lanes(None).map_err(io::Error::other)?.len();
+            let setup = Setup::new(
+                &load.mix,
+                load.transport,
+                load.connections,
+                lanes,
+                load.rate,
+                load.arrivals,
+            );
             loads.push(LoadResult {
                 name: load.name.clone(),
                 report: Report::new(setup, &outcome, None, None),

@@ -7,8 +7,10 @@ use serde_json::Value;
 
 use crate::{
     arrivals::Arrivals,
+    front::Transport,
     kmssim::{Provider, Rule, SampleShape},
     mix::{BATCH_ITEMS, Demand, Mix},
+    server,
 };
 
 /// Longest run, warm-up or step, in seconds: a day.
@@ -117,9 +119,14 @@ pub struct LoadDoc {
     pub zipf: Option<f64>,
     /// The tenants that it asks for, first and last; all if not said.
     pub tenants: Option<(usize, usize)>,
+    /// How it reaches the proxy: `tcp`, `tls` or `unix`.
+    #[serde(default)]
+    pub transport: Transport,
     /// Connections.
     #[serde(default = "connections")]
     pub connections: usize,
+    /// CPUs for its generator, one thread each, such as `"1"` or `"2-3"`. One thread, which `--pin` may pin, if not said.
+    pub cores: Option<String>,
     /// Open loop: requests per second. A closed loop without it.
     pub rate: Option<f64>,
     /// How an open loop's requests are spread.
@@ -246,6 +253,10 @@ impl ScenarioDoc {
                 return Err(format!("two loads are called {:?}", load.name));
             }
         }
+        let has = |wanted| self.load.iter().any(|load| load.transport == wanted);
+        if has(Transport::Tcp) && has(Transport::Tls) {
+            return Err("the proxy's port speaks either TLS or plain TCP".to_owned());
+        }
         self.steps.iter().try_for_each(|steps| {
             above_zero("steps.from", steps.from, RATE_MAX)?;
             above_zero("steps.seconds", steps.seconds, SECONDS_MAX)?;
@@ -315,6 +326,7 @@ impl LoadDoc {
         if let Some(rate) = self.rate {
             above_zero("rate", rate, RATE_MAX)?;
         }
+        self.lanes(None)?;
         let (first, last) = self.tenants(scenario);
         if first == 0 || first > last || last > scenario.kms.tenants {
             return Err("tenants is [first, last], both among those of kms.tenants".to_owned());
@@ -344,6 +356,18 @@ impl LoadDoc {
     #[must_use]
     pub fn tenants(&self, scenario: &ScenarioDoc) -> (usize, usize) {
         self.tenants.unwrap_or((1, scenario.kms.tenants))
+    }
+
+    /// The CPUs of its threads: those that it names, or one thread on `otherwise`.
+    ///
+    /// # Errors
+    /// If it names none as the kernel does.
+    pub fn lanes(&self, otherwise: Option<usize>) -> Result<Vec<Option<usize>>, String> {
+        let Some(list) = &self.cores else {
+            return Ok(vec![otherwise]);
+        };
+        let cpus = server::parse_cpus(list).map_err(|why| format!("cores: {why}"))?;
+        Ok(cpus.into_iter().map(Some).collect())
     }
 
     /// When it begins, and how long it lasts.
@@ -407,6 +431,7 @@ mod tests {
                 "slow-kms",
                 "tenant-storm",
                 "thales",
+                "tls",
             ]
         );
     }
@@ -450,6 +475,12 @@ mod tests {
             ("to_s = 21", "from_s is before to_s"),
             ("zipf = -1", "Zipf"),
             ("batch_items = 0", "a batch has"),
+            ("cores = \"x\"", "cores: "),
+            ("transport = \"udp\"", "unknown variant"),
+            (
+                "[[load]]\nname = \"b\"\nmix = { wrap = 1 }\ntransport = \"tls\"",
+                "either TLS or plain",
+            ),
             ("[[load]]\nmix = { wrap = 1 }", "two loads are called"),
             ("mix = { wrap = 0 }", "duplicate key"),
             ("[load.more]", "unknown field"),

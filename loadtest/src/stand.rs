@@ -15,8 +15,9 @@ use tsp_rt::Rt as _;
 
 use crate::{
     client::Target,
+    front::Front,
     kmssim::{Kmssim, Options, Sample, StartError, TspConfig},
-    scenario::Scenario,
+    scenario::{LoadDoc, Scenario},
     server::{API_KEY, Server},
 };
 
@@ -69,8 +70,9 @@ impl Cpus {
 pub(crate) struct Stand {
     server: Server,
     kmssim: Kmssim,
-    /// Where the API is.
-    target: Target,
+    /// Where the API's port is.
+    http: SocketAddr,
+    front: Front,
     /// The I/O back end that the proxy took.
     pub(crate) io: String,
     /// From the start of the process until it said that it serves.
@@ -112,10 +114,13 @@ impl Stand {
         };
         let config_file = folder.path().join("tenants.toml");
         fs::write(&config_file, config.text(&clients))?;
-        let environment = environment(scenario, &config_file, cpus)?;
+        let transports: Vec<_> = doc.load.iter().map(|load| load.transport).collect();
+        let front = Front::new(folder.path(), &transports)?;
+        let environment = environment(scenario, &config_file, cpus, &front)?;
         let (server, serving) = serve(binary, &environment)?;
         Ok(Self {
-            target: target(serving.address)?,
+            http: serving.address,
+            front,
             server,
             kmssim,
             io: serving.io,
@@ -131,14 +136,15 @@ impl Stand {
         self.server.stop();
         let (server, serving) = serve(&self.binary, &self.environment)?;
         self.server = server;
-        self.target = target(serving.address)?;
+        self.http = serving.address;
         self.io = serving.io;
         self.start_time = serving.after;
         Ok(())
     }
 
-    pub(crate) fn target(&self) -> &Target {
-        &self.target
+    /// The proxy, for one of the loads.
+    pub(crate) fn target(&self, load: &LoadDoc) -> io::Result<Target> {
+        self.front.target(self.http, load.transport)
     }
 
     /// The proxy's process.
@@ -167,15 +173,11 @@ impl Stand {
     }
 }
 
-fn target(address: SocketAddr) -> io::Result<Target> {
-    Target::new(address, &address.to_string(), API_KEY)
-        .ok_or_else(|| io::Error::other("an address is a header"))
-}
-
 fn environment(
     scenario: &Scenario,
     config_file: &Path,
     cpus: &Cpus,
+    front: &Front,
 ) -> io::Result<Vec<(String, String)>> {
     let proxy = &scenario.doc.proxy;
     let mut variables = vec![
@@ -185,6 +187,7 @@ fn environment(
         // Nothing takes them here, and a queue that nobody empties costs more until it is full.
         ("TSP_ENABLE_LOGDRIVER_INTEGRATION", false.to_string()),
     ];
+    variables.extend(front.environment());
     for name in [
         "TSP_HTTP_BIND_ADDRESS",
         "TSP_HEALTH_BIND_ADDRESS",

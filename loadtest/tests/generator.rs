@@ -25,6 +25,7 @@ use tsp_loadtest::{
     calls::Kind,
     client::{Failure, Target},
     compare,
+    front::Transport,
     generator::{self, Generator, Length, Outcome, Phase},
     mix::Demand,
     report::{Report, Setup},
@@ -378,7 +379,7 @@ fn a_phase_can_be_of_a_length_in_time() {
 fn a_report_has_the_servers_cpu_time_and_all_figures_in_json() {
     let mixed = "mixed".parse().unwrap();
     let generator = generator("mixed", Fault::None, 2, 1);
-    let setup = Setup::new(&mixed, 2, 1, None, Arrivals::Constant);
+    let setup = Setup::new(&mixed, Transport::Tcp, 2, 1, None, Arrivals::Constant);
     // The stub runs in this process, so this process is its server.
     let here = Some(std::process::id());
     let report: Report = compare::run_watched(&generator, requests(400), here, setup).unwrap();

@@ -62,6 +62,14 @@ impl Accepted {
         })
     }
 
+    /// The near end of a connection that was made here: it becomes a core's own in the same way.
+    pub(crate) fn connected(socket: Socket) -> Self {
+        Self {
+            inner: Inner::Socket(socket),
+            peer: None,
+        }
+    }
+
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn sim(stream: SimStream, peer: SocketAddr) -> Self {
         Self {

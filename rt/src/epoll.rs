@@ -5,6 +5,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -19,7 +20,9 @@ use tokio::runtime::{Builder, LocalOptions};
 use crate::guard::Guarded;
 use crate::listen::{ACCEPT_BACKOFF, count_backoff};
 use crate::random::CoreRandom;
-use crate::socket::{AcceptTrouble, Watch, accept_trouble, listens_on, prepare_listener, try_take};
+use crate::socket::{
+    AcceptTrouble, Watch, accept_trouble, connect_unix, listens_on, prepare_listener, try_take,
+};
 use crate::{Accepted, Listener, NetError, Rt, Staleness, Stream, resolve};
 
 /// A core on tokio's readiness loop. Made by [`crate::spawn_core`] and [`crate::run_here`].
@@ -96,6 +99,11 @@ impl Rt for Epoll {
         let stream = crate::timeout(self, timeout, TcpStream::connect(address)).await??;
         stream.set_nodelay(true)?;
         Ok(EpollStream::new(stream))
+    }
+
+    async fn connect_unix(&self, path: &Path, timeout: Duration) -> Result<EpollStream, NetError> {
+        let connected = connect_unix(self, path, timeout, true).await?;
+        Ok(EpollListener::open(connected)?)
     }
 
     async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, NetError> {

@@ -46,6 +46,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -109,6 +110,20 @@ pub trait Rt: Clone + 'static {
         address: SocketAddr,
         timeout: Duration,
     ) -> impl Future<Output = Result<Self::Stream, NetError>>;
+
+    /// Connects to a Unix socket.
+    ///
+    /// # Errors
+    /// [`NetError::Timeout`] if its backlog stays full for `timeout`; otherwise what the kernel says, and that there are no
+    /// such sockets on a back end without files.
+    fn connect_unix(
+        &self,
+        path: &Path,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<Self::Stream, NetError>> {
+        let _ = (path, timeout);
+        std::future::ready(Err(NetError::Io(io::ErrorKind::Unsupported)))
+    }
 
     /// Looks a name up, off the core, on a few threads that all cores share. IP literals (an IPv6 one with or without its
     /// brackets) are answered at once.

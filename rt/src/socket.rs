@@ -6,11 +6,13 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
-use socket2::{Domain, SockRef, Socket};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::Accepted;
+use crate::{Accepted, NetError, Rt};
 
 /// Tells whether an idle connection has gone bad, at the moment when it is asked.
 ///
@@ -98,6 +100,34 @@ pub(crate) fn prepare_listener(listener: OwnedFd) -> io::Result<Socket> {
         socket.set_tcp_nodelay(true)?;
     }
     Ok(socket)
+}
+
+/// How long a connection to a Unix socket whose backlog is full rests before it is tried again; the kernel offers no way
+/// to be told.
+const UNIX_CONNECT_PAUSE: Duration = Duration::from_millis(1);
+
+/// Connects to a Unix socket without blocking.
+pub(crate) async fn connect_unix<R: Rt>(
+    rt: &R,
+    path: &Path,
+    timeout: Duration,
+    nonblocking: bool,
+) -> Result<Accepted, NetError> {
+    let address = SockAddr::unix(path)?;
+    let ends = rt.now() + timeout;
+    loop {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        match socket.connect(&address) {
+            Ok(()) => {
+                socket.set_nonblocking(nonblocking)?;
+                return Ok(Accepted::connected(socket));
+            }
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+            Err(_) if rt.now() >= ends => return Err(NetError::Timeout),
+            Err(_) => rt.sleep(UNIX_CONNECT_PAUSE).await,
+        }
+    }
 }
 
 /// The next connection that waits at `listener`, if one does.

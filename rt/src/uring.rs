@@ -24,6 +24,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::thread::JoinHandleExt as _;
+use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -39,7 +40,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::guard::Guarded;
 use crate::listen::{ACCEPT_BACKOFF, count_backoff};
 use crate::random::CoreRandom;
-use crate::socket::{AcceptTrouble, Watch, accept_trouble, listens_on, prepare_listener, try_take};
+use crate::socket::{
+    AcceptTrouble, Watch, accept_trouble, connect_unix, listens_on, prepare_listener, try_take,
+};
 use crate::{Accepted, Listener, NetError, Rt, Staleness, Stream, probe, resolve, yield_now};
 
 /// Memory registered with each ring for file I/O, of which there is none here: glommio's minimum.
@@ -307,6 +310,11 @@ impl Rt for Uring {
             .map_err(io::Error::from)?;
         stream.set_nodelay(true).map_err(io::Error::from)?;
         Ok(UringStream::new(stream))
+    }
+
+    async fn connect_unix(&self, path: &Path, timeout: Duration) -> Result<UringStream, NetError> {
+        let connected = connect_unix(self, path, timeout, false).await?;
+        Ok(UringListener::open(connected)?)
     }
 
     async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, NetError> {

@@ -8,7 +8,7 @@
 mod support;
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::rc::Rc;
@@ -318,18 +318,18 @@ on_both_backends! {
         let (listener, file) = bind_unix(&path, 0o600).unwrap();
         let mut listener = rt.adopt(listener).unwrap();
         assert!(listener.local_addr().is_err());
-        let mut near = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let mut near = rt.connect_unix(&path, LONG).await.unwrap();
         let accepted = listener.accept_socket().await.unwrap();
         assert_eq!(accepted.peer(), None);
         let credentials = accepted.credentials().unwrap();
         assert_eq!(u32::try_from(credentials.pid), Ok(std::process::id()));
         assert_eq!(credentials.uid, std::fs::metadata(&path).unwrap().uid());
         let mut far = R::Listener::open(accepted).unwrap();
-        near.write_all(b"ping").unwrap();
+        near.write_all(b"ping").await.unwrap();
         let mut four = [0; 4];
         far.read_exact(&mut four).await.unwrap();
         far.write_all(b"pong").await.unwrap();
-        near.read_exact(&mut four).unwrap();
+        near.read_exact(&mut four).await.unwrap();
         assert_eq!(&four, b"pong");
         assert!(!far.is_stale());
         drop(near);
@@ -337,8 +337,7 @@ on_both_backends! {
         // A pending poll in the ring must not keep it open.
         assert!(timeout(&rt, Duration::from_millis(1), listener.accept_socket()).await.is_err());
         drop(listener);
-        let refused = std::os::unix::net::UnixStream::connect(&path).unwrap_err();
-        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(rt.connect_unix(&path, LONG).await.unwrap_err(), NetError::Refused);
         drop(file);
         assert!(!path.exists());
     }

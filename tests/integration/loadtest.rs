@@ -7,6 +7,7 @@ use tsp_loadtest::{
     results::{Results, Step},
     runner,
     scenario::Scenario,
+    server,
 };
 
 /// A scenario that ships, cut to a few hundred requests.
@@ -74,6 +75,40 @@ fn a_leased_scenario_has_all_its_figures() {
             .as_array()
             .is_some_and(|all| all.len() > 3)
     );
+}
+
+#[test]
+fn load_comes_over_tls_and_a_unix_socket_and_the_figures_say_so() {
+    for (file, name) in [("tls.toml", "tls"), ("sidecar.toml", "unix")] {
+        for rate in [None, Some(800.0)] {
+            let scenario = shipped(file, |scenario| {
+                scenario.doc.seconds = 0.5;
+                scenario.doc.warm_up_s = 0.1;
+                scenario.doc.kms.tenants = 2;
+                scenario.doc.load[0].rate = rate;
+                scenario.doc.load[0].cores = Some(first_cpu());
+            });
+            let results = run(&scenario);
+            let load = &results.loads[0];
+            assert_eq!(load.report.first_failure, None);
+            assert!(load.report.requests > 100, "{results}");
+            assert_eq!(load.report.setup.lanes, 1);
+            let json = serde_json::to_value(&results).expect("figures are JSON");
+            assert_eq!(json["loads"][0]["setup"]["transport"], name);
+            assert_eq!(json["stand"]["load_cpus"][0].to_string(), first_cpu());
+            let page = page::page(&results).expect("plots can be drawn");
+            assert!(
+                page.contains(&format!("connections over {name}, ")),
+                "{page}"
+            );
+        }
+    }
+}
+
+/// A CPU that this process may use.
+fn first_cpu() -> String {
+    let cpus = server::allowed_cpus().expect("the kernel tells");
+    cpus[0].to_string()
 }
 
 #[test]

@@ -79,7 +79,7 @@ struct Load {
 struct Run {
     #[command(flatten)]
     load: Load,
-    /// HOST:PORT of the proxy.
+    /// HOST:PORT of the proxy, or unix:PATH of its socket.
     #[arg(long, default_value = "127.0.0.1:7777")]
     target: String,
     /// Ends after so many requests.
@@ -111,7 +111,7 @@ struct Run {
     /// Measures the CPU time of this process, the proxy's.
     #[arg(long)]
     server_pid: Option<u32>,
-    /// Speaks TLS to whoever ends it before the proxy, and trusts the authority whose certificate is in this file.
+    /// Speaks TLS, and trusts the authority whose certificate is in this file.
     #[arg(long, value_name = "PEM")]
     tls_ca: Option<PathBuf>,
     /// Allows a target that is not on loopback; the same host again, so that it is no slip of the finger.
@@ -141,8 +141,8 @@ struct Compare {
     /// The `tsp` binary, of a release build.
     #[arg(long, default_value = "target/release/tsp")]
     server: PathBuf,
-    /// A variant as `NAME: VARIABLE=VALUE …`: environment for the server; SERVER=PATH is another binary. Give it twice
-    /// or more; the first is the measure. Without it the two I/O back ends are compared.
+    /// A variant as `NAME: VARIABLE=VALUE …`: environment for the server; SERVER=PATH is another binary, TRANSPORT=tls or
+    /// unix another way to it than TCP. Give it twice or more; the first is the measure. Without it the two I/O back ends are compared.
     #[arg(long)]
     vary: Vec<String>,
     /// Numbers of shards, comma-separated.
@@ -244,9 +244,21 @@ fn run_load(run: &Run) -> Result<(), Error> {
         .transpose()?;
     let api_key = env::var("API_KEY")
         .map_err(|_| Error::Usage("the environment has no API_KEY of the proxy".to_owned()))?;
-    let address = address(&run.target, run.allow_host.as_deref())?;
-    let mut target = Target::new(address, &run.target, &api_key)
-        .ok_or_else(|| Error::Usage("API_KEY could not stand in a header".to_owned()))?;
+    let unix = run.target.strip_prefix("unix:");
+    let target = match unix {
+        Some(path) => Target::unix(PathBuf::from(path), "localhost", &api_key),
+        None => Target::new(
+            address(&run.target, run.allow_host.as_deref())?,
+            &run.target,
+            &api_key,
+        ),
+    };
+    let mut target =
+        target.ok_or_else(|| Error::Usage("API_KEY could not stand in a header".to_owned()))?;
+    if unix.is_some() && run.tls_ca.is_some() {
+        let why = "--tls-ca is for a port: nobody speaks TLS on a Unix socket";
+        return Err(Error::Usage(why.to_owned()));
+    }
     if let Some(path) = &run.tls_ca {
         let wrong = |why: String| Error::Usage(format!("{}: {why}", path.display()));
         let pem = fs::read_to_string(path).map_err(|why| wrong(why.to_string()))?;
@@ -280,7 +292,14 @@ fn run_load(run: &Run) -> Result<(), Error> {
         ..Phase::closed(length)
     };
     let (connections, arrivals) = (load.connections, load.arrivals);
-    let setup = Setup::new(&demand.mix, connections, lanes.len(), run.rate, arrivals);
+    let setup = Setup::new(
+        &demand.mix,
+        target.transport(),
+        connections,
+        lanes.len(),
+        run.rate,
+        arrivals,
+    );
     let report = compare::run_watched(&generator, phase, run.server_pid, setup)?;
     write_out(load, &report)?;
     writeln!(io::stdout(), "{report}")?;
