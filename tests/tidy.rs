@@ -20,6 +20,7 @@ use tsp_wire::TspCode;
 const ARROWS: &[(&str, &[&str])] = &[
     ("tsp", &["tsp-kms", "tsp-rt", "tsp-shards", "tsp-wire"]),
     ("tsp-bench", &["tsp-kms", "tsp-shards", "tsp-wire"]),
+    ("tsp-broker", &["tsp-wire"]),
     ("tsp-kms", &["tsp-wire"]),
     ("tsp-loadtest", &["tsp-rt", "tsp-wire"]),
     ("tsp-reference", &["tsp-wire"]),

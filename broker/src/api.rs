@@ -1,0 +1,181 @@
+//! The service's HTTP interfaces, and what they share: errors, limits, who is asking.
+
+mod account;
+mod admin;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, Request, State},
+    http::{HeaderMap, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use sha2::{Digest as _, Sha256};
+use tsp_wire::{
+    Secret,
+    account::{ErrorAnswer, ErrorCode, REQUEST_BYTES_MAX},
+    envelope::{self, Epoch},
+};
+
+use crate::store::{Store, StoreError};
+
+/// Longest body of an admin's request, in bytes: a rotation carries all envelopes of 100,000 KMS configs.
+const ADMIN_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// Longest time for a request, whatever it does.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What all handlers share.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    /// Who knows it may make a new vendor. Absent: nobody may.
+    pub(crate) setup_token: Option<Arc<Secret<String>>>,
+}
+
+/// All routes.
+pub(crate) fn router(shared: Shared) -> Router {
+    Router::new()
+        .route("/live", axum::routing::get(|| async { "ok" }))
+        .route("/health", axum::routing::get(health))
+        .merge(account::routes().layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX)))
+        .merge(admin::routes().layer(DefaultBodyLimit::max(ADMIN_BYTES_MAX)))
+        .fallback(|| async { ApiError::NotFound("there is no such path") })
+        .layer(middleware::from_fn(in_time))
+        .with_state(shared)
+}
+
+async fn health(State(shared): State<Shared>) -> Result<&'static str, ApiError> {
+    shared.store.ping().await?;
+    Ok("ok")
+}
+
+async fn in_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(mut response) => {
+            let headers = response.headers_mut();
+            let no_store = header::HeaderValue::from_static("no-store");
+            headers.entry(header::CACHE_CONTROL).or_insert(no_store);
+            response
+        }
+        Err(_) => ApiError::Unavailable.into_response(),
+    }
+}
+
+/// What goes wrong, as it is answered.
+#[derive(Debug)]
+pub(crate) enum ApiError {
+    /// 401. Why is in the log.
+    Unauthorized,
+    /// 403: the role does not allow it.
+    Forbidden,
+    /// 400, with a sentence of ours.
+    Invalid(String),
+    /// 404.
+    NotFound(&'static str),
+    /// 409.
+    Conflict(&'static str),
+    /// 413.
+    TooLarge,
+    /// 500. Why is in the log.
+    Internal,
+    /// 503.
+    Unavailable,
+}
+
+impl From<StoreError> for ApiError {
+    fn from(why: StoreError) -> Self {
+        match why {
+            StoreError::Database(sqlx::Error::PoolTimedOut) => Self::Unavailable,
+            StoreError::Database(why) => {
+                tracing::error!(error = %why, "the database failed");
+                Self::Internal
+            }
+            StoreError::NotFound(why) => Self::NotFound(why),
+            StoreError::Refused(why) => Self::Invalid(why.to_owned()),
+            StoreError::Conflict(why) => Self::Conflict(why),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, error, message) = match self {
+            Self::Unauthorized => (
+                StatusCode::UNAUTHORIZED,
+                ErrorCode::Unauthorized,
+                "not authorized".to_owned(),
+            ),
+            Self::Forbidden => (
+                StatusCode::FORBIDDEN,
+                ErrorCode::Unauthorized,
+                "an auditor changes nothing".to_owned(),
+            ),
+            Self::Invalid(why) => (StatusCode::BAD_REQUEST, ErrorCode::Invalid, why),
+            Self::NotFound(why) => (StatusCode::NOT_FOUND, ErrorCode::NotFound, why.to_owned()),
+            Self::Conflict(why) => (StatusCode::CONFLICT, ErrorCode::Invalid, why.to_owned()),
+            Self::TooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                ErrorCode::TooLarge,
+                "the body is too large".to_owned(),
+            ),
+            Self::Internal => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                ErrorCode::Internal,
+                "the broker failed; its log tells more".to_owned(),
+            ),
+            Self::Unavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorCode::Unavailable,
+                "the broker is busy; try again".to_owned(),
+            ),
+        };
+        (status, Json(ErrorAnswer { error, message })).into_response()
+    }
+}
+
+/// The token in `Authorization: Bearer`.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then_some(token.trim())
+}
+
+/// What the store knows a session's or an invitation's token by.
+fn token_hash(token: &str) -> String {
+    STANDARD.encode(Sha256::digest(token))
+}
+
+/// Reads JSON without quoting any of it.
+fn json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|why| {
+        let (line, column) = (why.line(), why.column());
+        ApiError::Invalid(format!(
+            "the body is not as it should be at line {line}, column {column}"
+        ))
+    })
+}
+
+/// The 32 bytes of a key in base64.
+fn key(text: &str) -> Result<[u8; envelope::KEY_BYTES], ApiError> {
+    let bytes = STANDARD.decode(text).ok();
+    bytes
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| ApiError::Invalid("a key is not base64 of 32 bytes".to_owned()))
+}
+
+/// Refuses what cannot be an envelope of `epoch`. What is in it only its readers can tell.
+fn check_envelope(text: &str, epoch: u32) -> Result<(), ApiError> {
+    let bytes = STANDARD.decode(text).ok();
+    if bytes.and_then(|bytes| envelope::epoch_of(&bytes).ok()) == Some(Epoch(epoch)) {
+        Ok(())
+    } else {
+        let why = format!("an envelope is not base64 of one of epoch {epoch}");
+        Err(ApiError::Invalid(why))
+    }
+}

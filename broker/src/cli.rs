@@ -1,0 +1,455 @@
+//! The command line: what an admin does, sealed and opened on the admin's machine.
+
+mod admins;
+mod commands;
+mod profile;
+
+use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::serve;
+
+/// Exit code for a command line or a configuration that cannot be used (`EX_USAGE`).
+const EXIT_USAGE: u8 = 64;
+
+#[derive(Parser)]
+#[command(
+    name = "tsp-broker",
+    version,
+    about = "Configuration broker for tenant security proxies"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service
+    Serve(Serve),
+    /// Make a vendor, its segment key and its first admin
+    Init(Init),
+    /// Service accounts of proxies
+    #[command(subcommand)]
+    ServiceAccount(ServiceAccount),
+    /// Service accounts: revoke one
+    #[command(subcommand)]
+    Account(Account),
+    /// The vendor's admins and auditors
+    #[command(subcommand)]
+    Admin(Admins),
+    /// Tenants
+    #[command(subcommand)]
+    Tenant(Tenant),
+    /// KMS configs, and which tenants they serve
+    #[command(subcommand)]
+    Kms(Kms),
+    /// Tenants' logging configurations
+    #[command(subcommand)]
+    Logging(Logging),
+    /// Tenant secrets, wrapped
+    #[command(subcommand)]
+    Secrets(Secrets),
+    /// The segment's key
+    #[command(subcommand)]
+    Segment(Segment),
+    /// The audit trail
+    #[command(subcommand)]
+    Audit(Audit),
+}
+
+#[derive(Args)]
+struct Serve {
+    /// sqlite://PATH or postgres://…
+    #[arg(
+        long,
+        env = "BROKER_DATABASE_URL",
+        default_value = "sqlite://broker.db",
+        hide_env_values = true
+    )]
+    database_url: String,
+    /// Where to listen
+    #[arg(long, env = "BROKER_LISTEN", default_value = "127.0.0.1:3000")]
+    listen: SocketAddr,
+    /// Who presents it may make a new vendor; without it nobody may
+    #[arg(long, env = "BROKER_SETUP_TOKEN", hide_env_values = true)]
+    setup_token: Option<String>,
+}
+
+/// Where an admin's profile is. The passphrase comes from `BROKER_PASSPHRASE`, or is asked for.
+#[derive(Args)]
+struct Who {
+    /// The admin's profile
+    #[arg(long, env = "BROKER_PROFILE", default_value = "broker-admin.json")]
+    profile: PathBuf,
+    /// Speak plain HTTP to another machine
+    #[arg(long, env = "BROKER_ALLOW_HTTP")]
+    allow_http: bool,
+}
+
+#[derive(Args)]
+struct Init {
+    #[command(flatten)]
+    who: Who,
+    /// The broker's URL
+    #[arg(long, env = "CONFIG_BROKER_URL")]
+    broker: String,
+    /// The vendor's name
+    #[arg(long)]
+    name: String,
+    /// The first admin's e-mail address
+    #[arg(long)]
+    email: String,
+    /// The service's setup token
+    #[arg(long, env = "BROKER_SETUP_TOKEN", hide_env_values = true)]
+    setup_token: String,
+}
+
+#[derive(Subcommand)]
+enum ServiceAccount {
+    /// Make one, and print its file of variables
+    Create {
+        #[command(flatten)]
+        who: Who,
+        /// For people
+        #[arg(long)]
+        name: String,
+        /// A tag; tenants with one of them reach the account. Without any: the default tag
+        #[arg(long = "tag")]
+        tags: Vec<String>,
+        /// What applications present to the proxy; made up if absent
+        #[arg(long, env = "API_KEY", hide_env_values = true)]
+        api_key: Option<String>,
+    },
+    /// List them
+    List {
+        #[command(flatten)]
+        who: Who,
+    },
+}
+
+#[derive(Subcommand)]
+enum Account {
+    /// Revoke a service account
+    Revoke {
+        #[command(flatten)]
+        who: Who,
+        /// Its SERVICE_CONFIG_ID
+        config: i64,
+    },
+}
+
+#[derive(Subcommand)]
+enum Admins {
+    /// List them
+    List {
+        #[command(flatten)]
+        who: Who,
+    },
+    /// Make a link with which somebody becomes one
+    Invite {
+        #[command(flatten)]
+        who: Who,
+        /// The e-mail address
+        email: String,
+        /// To look only
+        #[arg(long)]
+        auditor: bool,
+    },
+    /// Answer such a link: makes a profile
+    Accept {
+        #[command(flatten)]
+        who: Who,
+        /// The link
+        link: String,
+    },
+    /// Give a new admin the vendor's keys
+    Grant {
+        #[command(flatten)]
+        who: Who,
+        /// The e-mail address
+        email: String,
+        /// What `accept` printed, as the new admin told it: not as the broker tells it
+        key: String,
+    },
+    /// Remove one
+    Remove {
+        #[command(flatten)]
+        who: Who,
+        /// The e-mail address
+        email: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum Tenant {
+    /// Make one
+    Create {
+        #[command(flatten)]
+        who: Who,
+        /// The vendor's id of it
+        id: String,
+        /// For people; the id if absent
+        #[arg(long)]
+        name: Option<String>,
+        /// A tag; without any: the default tag
+        #[arg(long = "tag")]
+        tags: Vec<String>,
+    },
+    /// List them
+    List {
+        #[command(flatten)]
+        who: Who,
+    },
+    /// Make a link with which the tenant's admin accepts
+    Invite {
+        #[command(flatten)]
+        who: Who,
+        /// The tenant
+        id: String,
+        /// The admin's e-mail address
+        email: String,
+    },
+    /// Change one; what is not given stays
+    Set {
+        #[command(flatten)]
+        who: Who,
+        /// The tenant
+        id: String,
+        /// For people
+        #[arg(long)]
+        name: Option<String>,
+        /// Whether all its KMS configs must allow leasing
+        #[arg(long)]
+        leasing_required: Option<bool>,
+        /// A tag to add
+        #[arg(long = "add-tag")]
+        add_tags: Vec<String>,
+        /// A tag to take away
+        #[arg(long = "remove-tag")]
+        remove_tags: Vec<String>,
+    },
+    /// Archive one: it reaches no proxy any more, and there is no way back
+    Archive {
+        #[command(flatten)]
+        who: Who,
+        /// The tenant
+        id: String,
+    },
+    /// Delete one that was never claimed and has no KMS configs
+    Delete {
+        #[command(flatten)]
+        who: Who,
+        /// The tenant
+        id: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum Kms {
+    /// Seal one and store it; prints its number
+    Create {
+        #[command(flatten)]
+        who: Who,
+        /// JSON: type, key_path, credentials; `-` is standard input
+        #[arg(long)]
+        file: PathBuf,
+        /// Proxies may lease keys from it
+        #[arg(long)]
+        leasing: bool,
+    },
+    /// Give one other credentials
+    Update {
+        #[command(flatten)]
+        who: Who,
+        /// Its number
+        id: i64,
+        /// As for create; type and key_path stay
+        #[arg(long)]
+        file: PathBuf,
+        /// Proxies may lease keys from it
+        #[arg(long)]
+        leasing: bool,
+    },
+    /// List them
+    List {
+        #[command(flatten)]
+        who: Who,
+    },
+    /// Assign one to a tenant
+    Assign {
+        #[command(flatten)]
+        who: Who,
+        /// Its number
+        id: i64,
+        /// The tenant
+        tenant: String,
+        /// And make it the primary one
+        #[arg(long)]
+        primary: bool,
+    },
+    /// Make one a tenant's primary
+    Primary {
+        #[command(flatten)]
+        who: Who,
+        /// Its number
+        id: i64,
+        /// The tenant
+        tenant: String,
+    },
+    /// Keep a tenant from using one
+    Disable {
+        #[command(flatten)]
+        who: Who,
+        /// Its number
+        id: i64,
+        /// The tenant
+        tenant: String,
+    },
+    /// Take one away from a tenant
+    Unassign {
+        #[command(flatten)]
+        who: Who,
+        /// Its number
+        id: i64,
+        /// The tenant
+        tenant: String,
+    },
+    /// Delete one that is assigned to nobody, and the tenant secrets that only it opens
+    Delete {
+        #[command(flatten)]
+        who: Who,
+        /// Its number
+        id: i64,
+    },
+}
+
+#[derive(Subcommand)]
+enum Logging {
+    /// Seal a tenant's logging configuration and store it
+    Set {
+        #[command(flatten)]
+        who: Who,
+        /// The tenant
+        tenant: String,
+        /// JSON; `-` is standard input
+        #[arg(long)]
+        file: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum Secrets {
+    /// Print all tenant secrets, in the format that `tsp recover` reads
+    Export {
+        #[command(flatten)]
+        who: Who,
+    },
+    /// Rotate one
+    Rotate {
+        #[command(flatten)]
+        who: Who,
+        /// What to do
+        step: Step,
+        /// The tenant
+        tenant: String,
+        /// search, deterministic or vector
+        secret_type: String,
+        /// The path
+        #[arg(default_value = "")]
+        path: String,
+    },
+}
+
+/// A step of a rotation.
+#[derive(Clone, Copy, ValueEnum)]
+enum Step {
+    /// The current secret gives way to the one that the next derivation makes
+    Begin,
+    /// The old secret's keys are not handed out any more
+    Commit,
+}
+
+#[derive(Subcommand)]
+enum Segment {
+    /// Make a new key and seal everything for it: after an account was revoked
+    Rotate {
+        #[command(flatten)]
+        who: Who,
+    },
+}
+
+#[derive(Subcommand)]
+enum Audit {
+    /// Check that the trail is whole, and goes on from where it was when last checked
+    Verify {
+        #[command(flatten)]
+        who: Who,
+    },
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(why) => {
+            let _ = why.print();
+            return ExitCode::from(if why.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    let mut runtime = if matches!(cli.command, Command::Serve(_)) {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
+    let runtime = runtime.enable_all().build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(Box::pin(run(cli.command))),
+        Err(why) => Err(format!("no runtime: {why}")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            let _ = writeln!(std::io::stderr(), "tsp-broker: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<(), String> {
+    match command {
+        Command::Serve(options) => {
+            let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+            tracing_subscriber::fmt()
+                .json()
+                .flatten_event(true)
+                .with_env_filter(filter)
+                .with_writer(std::io::stderr)
+                .init();
+            let config = serve::Config {
+                database_url: options.database_url,
+                listen: options.listen,
+                setup_token: options.setup_token,
+            };
+            serve::run(config, |address| {
+                let _ = writeln!(std::io::stdout(), "listening at http://{address}");
+                tracing::info!(%address, "listening");
+            })
+            .await
+            .map_err(|why| why.to_string())
+        }
+        Command::Init(init) => commands::init(init).await,
+        Command::ServiceAccount(command) => commands::service_account(command).await,
+        Command::Account(command) => commands::account(command).await,
+        Command::Admin(command) => admins::run(command).await,
+        Command::Tenant(command) => commands::tenant(command).await,
+        Command::Kms(command) => commands::kms(command).await,
+        Command::Logging(command) => commands::logging(command).await,
+        Command::Secrets(command) => commands::secrets(command).await,
+        Command::Segment(command) => commands::segment(command).await,
+        Command::Audit(command) => commands::audit(command).await,
+    }
+}

@@ -1,0 +1,423 @@
+//! An admin's keys, and what they open. All of it happens on the admin's machine.
+//!
+//! Passphrase and secret key together make, by Argon2id (RFC 9106), the key of the vault and the key that signs logins. The
+//! secret key has 256 random bits, stays in the admin's profile and is never sent: whoever steals the broker's database has
+//! nothing to try passphrases against. Who steals the profile has to try them against the broker, which counts.
+
+use std::fmt;
+
+use aes_gcm::{
+    Aes256Gcm, KeyInit as _,
+    aead::{Aead as _, Payload},
+};
+use argon2::{Algorithm, Argon2, Params, Version};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use getrandom::SysRng;
+use rand_core::UnwrapErr;
+use sha2::{Digest as _, Sha256};
+use tsp_wire::{
+    Secret,
+    envelope::{
+        self, Binding, Epoch, KEY_BYTES, Kind, PrivateKey, PublicKey, SegmentKey, SigningKey,
+        Vendor, VendorFingerprint,
+    },
+};
+use zeroize::Zeroizing;
+
+use crate::model::{AdminKeys, Member, SegmentDoc, Session};
+
+/// Memory that Argon2id takes, in KiB: RFC 9106's second recommendation, as its passes below.
+const ARGON2_KIB: u32 = 64 * 1024;
+const ARGON2_PASSES: u32 = 3;
+
+/// Shortest passphrase, in characters.
+pub(crate) const PASSPHRASE_CHARS_MIN: usize = 10;
+
+const NONCE_BYTES: usize = 12;
+const VAULT_AAD: &[u8] = b"tsp admin vault 1";
+
+/// Random bytes from the kernel. A kernel that gives none ends the command.
+pub(crate) fn random() -> UnwrapErr<SysRng> {
+    UnwrapErr(SysRng)
+}
+
+/// Why keys do not open or fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeysError {
+    /// The passphrase or the secret key is another one, or what the broker sent was changed.
+    Vault,
+    /// The vendor's keys do not open with the admin's, or are not the vendor's that the profile names.
+    VendorKeys,
+    /// What came from the broker is not of the right form.
+    Malformed,
+}
+
+impl fmt::Display for KeysError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vault => {
+                "the admin's vault does not open: another passphrase, or the broker changed it"
+            }
+            Self::VendorKeys => {
+                "the vendor's keys are not those that this profile knows: the broker changed them"
+            }
+            Self::Malformed => "the broker's answer is not of the right form",
+        })
+    }
+}
+
+/// What a passphrase and a secret key make.
+pub(crate) struct AdminSecret {
+    vault_key: Zeroizing<[u8; KEY_BYTES]>,
+    login: SigningKey,
+}
+
+impl AdminSecret {
+    /// Takes a moment and 64 MiB, on purpose.
+    pub(crate) fn derive(
+        passphrase: &Secret<String>,
+        secret_key: &Secret<[u8; KEY_BYTES]>,
+    ) -> Option<Self> {
+        let salt: [u8; 32] = Sha256::new_with_prefix(b"tsp admin salt 1")
+            .chain_update(secret_key.expose())
+            .finalize()
+            .into();
+        let params = Params::new(ARGON2_KIB, ARGON2_PASSES, 1, Some(2 * KEY_BYTES)).ok()?;
+        let argon2 = Argon2::new_with_secret(
+            secret_key.expose(),
+            Algorithm::Argon2id,
+            Version::V0x13,
+            params,
+        )
+        .ok()?;
+        let mut made = Zeroizing::new([0; 2 * KEY_BYTES]);
+        argon2
+            .hash_password_into(passphrase.expose().as_bytes(), &salt, made.as_mut_slice())
+            .ok()?;
+        let (vault_key, seed) = made.split_first_chunk::<KEY_BYTES>()?;
+        Some(Self {
+            vault_key: Zeroizing::new(*vault_key),
+            login: SigningKey::from_seed(seed.first_chunk()?)?,
+        })
+    }
+
+    pub(crate) fn login(&self) -> &SigningKey {
+        &self.login
+    }
+
+    /// The keys of a new admin, as the broker stores them, and the public one.
+    pub(crate) fn new_admin(&self) -> Option<(AdminKeys, PublicKey)> {
+        let private = PrivateKey::generate(&mut random());
+        let mut nonce = [0; NONCE_BYTES];
+        getrandom::fill(&mut nonce).ok()?;
+        let payload = Payload {
+            msg: private.expose(),
+            aad: VAULT_AAD,
+        };
+        let sealed = self.cipher().encrypt(&nonce.into(), payload).ok()?;
+        let keys = AdminKeys {
+            login_key: STANDARD.encode(self.login.verifying().as_bytes()),
+            public_key: STANDARD.encode(private.public().as_bytes()),
+            vault: STANDARD.encode([nonce.as_slice(), &sealed].concat()),
+        };
+        Some((keys, private.public()))
+    }
+
+    fn open_vault(&self, vault: &str) -> Result<PrivateKey, KeysError> {
+        let vault = STANDARD.decode(vault).map_err(|_| KeysError::Malformed)?;
+        let (nonce, sealed) = vault
+            .split_first_chunk::<NONCE_BYTES>()
+            .ok_or(KeysError::Malformed)?;
+        let payload = Payload {
+            msg: sealed,
+            aad: VAULT_AAD,
+        };
+        let opened = self.cipher().decrypt(&(*nonce).into(), payload);
+        let opened = Zeroizing::new(opened.map_err(|_| KeysError::Vault)?);
+        PrivateKey::from_slice(&opened).ok_or(KeysError::Malformed)
+    }
+
+    fn cipher(&self) -> Aes256Gcm {
+        Aes256Gcm::new(&(*self.vault_key).into())
+    }
+}
+
+/// A vendor's keys, open.
+pub(crate) struct VendorKeys {
+    pub(crate) vendor: Vendor,
+    pub(crate) epoch: Epoch,
+    pub(crate) signing: SigningKey,
+    pub(crate) segment: PrivateKey,
+}
+
+impl VendorKeys {
+    /// Those of a new vendor.
+    pub(crate) fn generate(segment: u64) -> Option<Self> {
+        let signing = SigningKey::generate(&mut random())?;
+        Some(Self {
+            vendor: Vendor {
+                segment,
+                fingerprint: signing.verifying().fingerprint(),
+            },
+            epoch: Epoch(1),
+            signing,
+            segment: PrivateKey::generate(&mut random()),
+        })
+    }
+
+    /// Those of the next epoch.
+    pub(crate) fn next(&self) -> Option<Self> {
+        Some(Self {
+            vendor: self.vendor,
+            epoch: Epoch(self.epoch.0.checked_add(1)?),
+            signing: SigningKey::from_slice(self.signing.expose())?,
+            segment: PrivateKey::generate(&mut random()),
+        })
+    }
+
+    /// Opens what a session brought, and makes sure that it is of the vendor that the profile names.
+    pub(crate) fn open(
+        secret: &AdminSecret,
+        session: &Session,
+        expected: VendorFingerprint,
+    ) -> Result<Self, KeysError> {
+        let private = secret.open_vault(&session.vault)?;
+        let vendor = Vendor {
+            segment: u64::try_from(session.vendor).map_err(|_| KeysError::Malformed)?,
+            fingerprint: expected,
+        };
+        let epoch = Epoch(session.segment.epoch);
+        let sealed = STANDARD
+            .decode(&session.sealed_keys)
+            .map_err(|_| KeysError::Malformed)?;
+        let binding = admin_binding(vendor, session.admin);
+        let opened = envelope::open(&private, epoch, &binding, &sealed)
+            .map_err(|_| KeysError::VendorKeys)?;
+        let (seed, segment) = opened
+            .split_first_chunk::<KEY_BYTES>()
+            .ok_or(KeysError::VendorKeys)?;
+        let signing = SigningKey::from_seed(seed).ok_or(KeysError::VendorKeys)?;
+        let segment = PrivateKey::from_slice(segment).ok_or(KeysError::VendorKeys)?;
+        // Anybody can seal to the admin's public key; only the vendor has the key with this fingerprint.
+        let public = STANDARD.encode(segment.public().as_bytes());
+        if signing.verifying().fingerprint() != expected || public != session.segment.public_key {
+            return Err(KeysError::VendorKeys);
+        }
+        let keys = Self {
+            vendor,
+            epoch,
+            signing,
+            segment,
+        };
+        let signature = STANDARD
+            .decode(&session.segment.signature)
+            .map_err(|_| KeysError::Malformed)?;
+        if keys
+            .segment_key()
+            .is_signed(&keys.signing.verifying(), &signature)
+        {
+            Ok(keys)
+        } else {
+            Err(KeysError::VendorKeys)
+        }
+    }
+
+    /// The public key that configurations are sealed to.
+    pub(crate) fn segment_key(&self) -> SegmentKey {
+        SegmentKey {
+            segment: self.vendor.segment,
+            epoch: self.epoch,
+            public: self.segment.public(),
+        }
+    }
+
+    /// The segment's key as the broker stores it.
+    pub(crate) fn segment_doc(&self) -> Option<SegmentDoc> {
+        let key = self.segment_key();
+        Some(SegmentDoc {
+            epoch: self.epoch.0,
+            public_key: STANDARD.encode(key.public.as_bytes()),
+            signature: STANDARD.encode(key.sign(&self.signing)?),
+        })
+    }
+
+    /// These keys, sealed to an admin.
+    pub(crate) fn sealed_to_admin(&self, admin: i64, key: &PublicKey) -> Option<String> {
+        let mut content = Zeroizing::new([0; 2 * KEY_BYTES]);
+        let all = self.signing.seed().iter().chain(self.segment.expose());
+        for (to, from) in content.iter_mut().zip(all) {
+            *to = *from;
+        }
+        let binding = admin_binding(self.vendor, admin);
+        self.seal_to(key, &binding, content.as_slice())
+    }
+
+    /// The segment's private key, sealed to a service account.
+    pub(crate) fn sealed_to_account(&self, config: i64, key: &PublicKey) -> Option<String> {
+        let config = u64::try_from(config).ok()?;
+        let binding = tsp_wire::account::Segment::binding(self.vendor, config);
+        self.seal_to(key, &binding, self.segment.expose())
+    }
+
+    /// The vendor's word that `key` is that of the admin or account with this number.
+    pub(crate) fn certify(&self, number: i64, key: &PublicKey) -> Option<String> {
+        let signature = self.signing.sign(&membership(number, key))?;
+        Some(STANDARD.encode(signature))
+    }
+
+    /// The key of a member, if the vendor has certified it.
+    pub(crate) fn certified(&self, number: i64, member: &Member) -> Option<PublicKey> {
+        let key = public_key(&member.key)?;
+        let signature = STANDARD.decode(&member.certificate).ok()?;
+        let vendor = self.signing.verifying();
+        vendor
+            .verifies(&membership(number, &key), &signature)
+            .then_some(key)
+    }
+
+    /// A content, sealed to the segment. `None` if it is too large.
+    pub(crate) fn seal(
+        &self,
+        kind: Kind,
+        object: i64,
+        schema: u16,
+        revision: i64,
+        content: &[u8],
+    ) -> Option<String> {
+        let binding = self.binding(kind, object, schema, revision)?;
+        self.seal_to(&self.segment.public(), &binding, content)
+    }
+
+    /// Opens what was sealed to the segment.
+    pub(crate) fn unseal(
+        &self,
+        kind: Kind,
+        object: i64,
+        schema: u16,
+        revision: i64,
+        sealed: &str,
+    ) -> Option<Zeroizing<Vec<u8>>> {
+        let binding = self.binding(kind, object, schema, revision)?;
+        let sealed = STANDARD.decode(sealed).ok()?;
+        envelope::open(&self.segment, self.epoch, &binding, &sealed).ok()
+    }
+
+    fn binding(&self, kind: Kind, object: i64, schema: u16, revision: i64) -> Option<Binding> {
+        Some(Binding {
+            vendor: self.vendor,
+            kind,
+            schema,
+            object: u64::try_from(object).ok()?,
+            revision: u64::try_from(revision).ok()?,
+        })
+    }
+
+    fn seal_to(&self, key: &PublicKey, binding: &Binding, content: &[u8]) -> Option<String> {
+        let sealed = envelope::seal(key, self.epoch, binding, content, &mut random()).ok()?;
+        Some(STANDARD.encode(sealed))
+    }
+}
+
+fn admin_binding(vendor: Vendor, admin: i64) -> Binding {
+    Binding {
+        vendor,
+        kind: Kind::VendorKeys,
+        schema: 1,
+        object: u64::try_from(admin).unwrap_or_default(),
+        revision: 1,
+    }
+}
+
+fn membership(number: i64, key: &PublicKey) -> Vec<u8> {
+    let mut statement = b"tsp segment member 1".to_vec();
+    statement.extend(number.to_be_bytes());
+    statement.extend(key.as_bytes());
+    statement
+}
+
+/// The key in `text`.
+pub(crate) fn public_key(text: &str) -> Option<PublicKey> {
+    let bytes = STANDARD.decode(text).ok()?;
+    Some(PublicKey::from_bytes(bytes.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(passphrase: &str) -> AdminSecret {
+        let key = Secret::new([7; KEY_BYTES]);
+        AdminSecret::derive(&Secret::new(passphrase.to_owned()), &key).unwrap()
+    }
+
+    fn session(keys: &VendorKeys, admin: &AdminKeys, sealed_keys: String) -> Session {
+        Session {
+            token: String::new(),
+            admin: 2,
+            role: crate::model::Role::Admin,
+            vendor: 1,
+            vendor_key: STANDARD.encode(keys.signing.verifying().as_bytes()),
+            segment: keys.segment_doc().unwrap(),
+            vault: admin.vault.clone(),
+            sealed_keys,
+        }
+    }
+
+    #[test]
+    fn an_admin_opens_the_vendors_keys_and_nobody_elses() {
+        let secret = secret("correct horse battery");
+        let (admin, public) = secret.new_admin().unwrap();
+        let keys = VendorKeys::generate(1).unwrap();
+        let sealed = keys.sealed_to_admin(2, &public).unwrap();
+        let good = session(&keys, &admin, sealed);
+        let expected = keys.vendor.fingerprint;
+        let opened = VendorKeys::open(&secret, &good, expected).unwrap();
+        assert_eq!(opened.segment.expose(), keys.segment.expose());
+        assert_eq!(opened.signing.expose(), keys.signing.expose());
+
+        // A broker that makes up a vendor of its own and seals it to the admin.
+        let forged = VendorKeys::generate(1).unwrap();
+        let sealed = forged.sealed_to_admin(2, &public).unwrap();
+        let refused = VendorKeys::open(&secret, &session(&forged, &admin, sealed), expected);
+        assert_eq!(refused.err(), Some(KeysError::VendorKeys));
+
+        // A segment key of the broker's beside the right keys.
+        let mut mixed = good.clone();
+        mixed.segment = forged.segment_doc().unwrap();
+        let refused = VendorKeys::open(&secret, &mixed, expected);
+        assert_eq!(refused.err(), Some(KeysError::VendorKeys));
+    }
+
+    #[test]
+    fn only_who_the_vendor_certified_gets_its_keys() {
+        let keys = VendorKeys::generate(1).unwrap();
+        let own = PrivateKey::generate(&mut random()).public();
+        let member = |key: &PublicKey, certificate| Member {
+            key: STANDARD.encode(key.as_bytes()),
+            certificate,
+        };
+        let certificate = keys.certify(5, &own).unwrap();
+        let good = member(&own, certificate.clone());
+        assert_eq!(keys.certified(5, &good), Some(own));
+        assert_eq!(keys.certified(6, &good), None);
+        let other = PrivateKey::generate(&mut random()).public();
+        assert_eq!(keys.certified(5, &member(&other, certificate)), None);
+        let stranger = VendorKeys::generate(1).unwrap();
+        let forged = member(&other, stranger.certify(5, &other).unwrap());
+        assert_eq!(keys.certified(5, &forged), None);
+        assert_eq!(keys.certified(5, &member(&own, String::new())), None);
+    }
+
+    #[test]
+    fn another_passphrase_makes_other_keys() {
+        let (right, wrong) = (
+            secret("correct horse battery"),
+            secret("correct horse batterz"),
+        );
+        assert_ne!(right.login().verifying(), wrong.login().verifying());
+        let (admin, _) = right.new_admin().unwrap();
+        assert!(right.open_vault(&admin.vault).is_ok());
+        assert_eq!(wrong.open_vault(&admin.vault).err(), Some(KeysError::Vault));
+        assert_eq!(right.open_vault("AAAA").err(), Some(KeysError::Malformed));
+    }
+}

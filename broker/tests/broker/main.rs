@@ -1,0 +1,17 @@
+//! Whole brokers, as processes on loopback, on SQLite and on PostgreSQL; admins are the command line, proxies are `support`.
+//!
+//! What a proxy and an admin see and do is tested here on both stores; each test has a database of its own.
+
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests panic to fail"
+)]
+
+mod account;
+mod faults;
+mod lifecycle;
+mod rules;
+mod support;
