@@ -238,16 +238,39 @@ pub async fn timeout<R: Rt, T>(
     duration: Duration,
     future: impl Future<Output = T>,
 ) -> Result<T, NetError> {
-    let mut sleep = rt.sleep(duration);
+    first_of(future, || rt.sleep(duration))
+        .await
+        .ok_or(NetError::Timeout)
+}
+
+/// Waits for `future`, but not beyond `deadline`: `None` if it was not ready by then. It is polled once at least. Where it is
+/// ready at once, the clock is not asked and no timer is made.
+pub async fn by<R: Rt, T>(rt: &R, deadline: Instant, future: impl Future<Output = T>) -> Option<T> {
+    first_of(future, || {
+        rt.sleep(deadline.saturating_duration_since(rt.now()))
+    })
+    .await
+}
+
+async fn first_of<T, S: Future<Output = ()> + Unpin>(
+    future: impl Future<Output = T>,
+    sleep: impl FnOnce() -> S,
+) -> Option<T> {
+    use std::task::Poll;
+
     let mut future = std::pin::pin!(future);
+    let (mut sleep, mut asleep) = (Some(sleep), None);
     std::future::poll_fn(move |cx| {
-        use std::task::Poll;
         if let Poll::Ready(value) = future.as_mut().poll(cx) {
-            return Poll::Ready(Ok(value));
+            return Poll::Ready(Some(value));
         }
-        std::pin::Pin::new(&mut sleep)
-            .poll(cx)
-            .map(|()| Err(NetError::Timeout))
+        if let Some(sleep) = sleep.take() {
+            asleep = Some(sleep());
+        }
+        match &mut asleep {
+            Some(asleep) => std::pin::Pin::new(asleep).poll(cx).map(|()| None),
+            None => Poll::Pending,
+        }
     })
     .await
 }

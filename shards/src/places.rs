@@ -43,6 +43,23 @@ struct Tenant {
 #[derive(Debug)]
 pub(crate) struct Place(Option<(Rc<State>, TenantNumber)>);
 
+/// A place, or the wait for one. Dropping it gives it up.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    Now(Place),
+    Later(oneshot::Receiver<Place>),
+}
+
+impl Turn {
+    /// `None` never comes while there are places to be had.
+    pub(crate) async fn place(self) -> Option<Place> {
+        match self {
+            Self::Now(place) => Some(place),
+            Self::Later(place) => place.await.ok(),
+        }
+    }
+}
+
 /// More operations wait already than may.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TooManyWaiters;
@@ -66,13 +83,23 @@ impl Places {
         self.0.free.get() < self.0.total || self.0.waiting.get() > 0
     }
 
-    /// Asks for a place for `tenant`: it comes through the receiver, at once if one is free. Dropping the receiver
-    /// gives up the wait.
-    pub(crate) fn take(
-        &self,
-        tenant: TenantNumber,
-    ) -> Result<oneshot::Receiver<Place>, TooManyWaiters> {
+    /// Asks for a place for `tenant`.
+    pub(crate) fn take(&self, tenant: TenantNumber) -> Result<Turn, TooManyWaiters> {
         let state = &self.0;
+        let new = || Tenant {
+            held: 0,
+            queued: false,
+            waiters: VecDeque::new(),
+        };
+        if state.free.get() > 0 && state.waiting.get() == 0 {
+            let mut tenants = state.tenants.borrow_mut();
+            let entry = tenants.entry(tenant).or_insert_with(new);
+            if entry.held < state.tenant_max {
+                entry.held += 1;
+                state.free.set(state.free.get() - 1);
+                return Ok(Turn::Now(Place(Some((Rc::clone(state), tenant)))));
+            }
+        }
         if state.waiting.get() >= state.waiters_max {
             state.forget_the_gone();
             if state.waiting.get() >= state.waiters_max {
@@ -81,11 +108,6 @@ impl Places {
         }
         let (give, place) = oneshot::channel();
         {
-            let new = || Tenant {
-                held: 0,
-                queued: false,
-                waiters: VecDeque::new(),
-            };
             let mut tenants = state.tenants.borrow_mut();
             let entry = tenants.entry(tenant).or_insert_with(new);
             if entry.waiters.len() >= state.tenant_waiters_max {
@@ -96,7 +118,7 @@ impl Places {
         state.waiting.set(state.waiting.get() + 1);
         state.queue(tenant);
         State::serve(state);
-        Ok(place)
+        Ok(Turn::Later(place))
     }
 }
 
@@ -194,8 +216,11 @@ mod tests {
         TenantNumber(number)
     }
 
-    fn got(place: &mut oneshot::Receiver<Place>) -> Option<Place> {
-        place.try_recv().ok()
+    fn got(turn: &mut Turn) -> Option<Place> {
+        match turn {
+            Turn::Now(place) => Some(Place(place.0.take())),
+            Turn::Later(place) => place.try_recv().ok(),
+        }
     }
 
     #[test]
@@ -218,7 +243,7 @@ mod tests {
         let places = Places::new(1, 1, 1_000);
         let mut busy = places.take(tenant(0)).unwrap();
         let mut held = got(&mut busy);
-        let mut waiting: Vec<(u64, oneshot::Receiver<Place>)> = Vec::new();
+        let mut waiting: Vec<(u64, Turn)> = Vec::new();
         waiting.extend((0..100).map(|_| (1, places.take(tenant(1)).unwrap())));
         waiting.extend((0..2).map(|_| (2, places.take(tenant(2)).unwrap())));
         let mut order = Vec::new();

@@ -2,9 +2,9 @@
 //!
 //! What must stay true:
 //! - A call runs in a task of its own: a caller that goes away costs no connection.
-//! - A kept connection is looked at before it is used (closed, idle for too long, unread bytes). One that dies all the
-//!   same before its first answer byte is replaced by a fresh one at once, which does not count as a retry: every call
-//!   we make is safe to repeat.
+//! - A kept connection is looked at before it is used (closed, idle for too long, unread bytes), unless it was in use just
+//!   now. One that dies all the same before its first answer byte is replaced by a fresh one at once, which does not count
+//!   as a retry: every call we make is safe to repeat.
 //! - Every wait ends by the operation's deadline.
 
 mod dial;
@@ -49,7 +49,7 @@ use crate::{
     destinations::{Destinations, Forbidden},
     limits::{Limits, WARNING_INTERVAL},
     metrics::{RefusedBy, ShardMetrics},
-    places::{Place, Places},
+    places::{Places, Turn},
     snapshot::{KmsHandle, KmsState, Tenant},
     tokens::Tokens,
 };
@@ -72,6 +72,10 @@ const CONNECTING: &str = "connecting";
 
 /// What a call was doing when the KMS itself was late.
 const WAITING_FOR_ANSWER: &str = "waiting for the KMS";
+
+/// A connection that was in use within this time is not looked at once more, which takes a system call: nobody closes what
+/// has just answered, unless the answer says so. On a busy shard that is nearly all of them.
+const LOOKED_AT_AFTER: Duration = Duration::from_millis(10);
 
 /// Longest wait for a connection to become ready again after its answer has been read.
 const READY_WAIT_MAX: Duration = Duration::from_millis(100);
@@ -201,7 +205,8 @@ impl<R: Rt> Upstream<R> {
     ) -> Result<T, KmsError> {
         let (kind, which) = (operation.remote.kind(), operation.operation);
         let state = &operation.config.state;
-        if !state.breaker.allows(self.rt.now()) {
+        let began = self.rt.now();
+        if !state.breaker.allows(began) {
             return Err(CallError::Down.to_kms_error(kind, which));
         }
         let request = {
@@ -212,7 +217,6 @@ impl<R: Rt> Upstream<R> {
                 self.rt.wall_now(),
             )?
         };
-        let began = self.rt.now();
         let tenant = operation.tenant.load.number;
         let is_probe = state.breaker.is_open();
         let gate = (!is_probe).then(|| Rc::clone(state));
@@ -298,14 +302,14 @@ impl<R: Rt> Upstream<R> {
     ) -> Result<Answer, CallError> {
         let pool = self.pool(endpoint)?;
         let (metrics, limit) = (&self.metrics, RefusedBy::KmsWaitersMax);
-        let place = pool.places.take(tenant).map_err(|_| {
+        let turn = pool.places.take(tenant).map_err(|_| {
             metrics.refused(limit);
             CallError::TooManyWaiters
         })?;
         let (reply, answer) = oneshot::channel();
         self.rt.spawn(async move {
             // The caller may have gone; the connection is back in its pool then.
-            drop(reply.send(pool.exchange(place, request, deadline, gate).await));
+            drop(reply.send(pool.exchange(turn, request, deadline, gate).await));
         });
         // The sender is dropped without an answer only if the task panicked.
         answer.await.unwrap_or(Err(CallError::Broken))
@@ -397,25 +401,25 @@ struct Line {
 impl<R: Rt> Pool<R> {
     async fn exchange(
         &self,
-        place: oneshot::Receiver<Place>,
+        turn: Turn,
         request: HttpRequest,
         deadline: Instant,
         gate: Option<Rc<KmsState>>,
     ) -> Result<Answer, CallError> {
         let _place = self
-            .by(deadline, "waiting for a connection", place)
+            .by(deadline, "waiting for a connection", turn.place())
             .await?
-            .map_err(|_| CallError::Broken)?;
+            .ok_or(CallError::Broken)?;
         if gate.is_some_and(|gate| gate.breaker.is_open()) {
             return Err(CallError::Down);
         }
         let request = Parts::new(request)?;
-        let attempt_ends =
-            |pool: &Self| deadline.min(pool.rt.now() + pool.limits.kms_attempt_timeout);
-        if let Some(line) = self.kept() {
+        let attempt_ends = |now: Instant| deadline.min(now + self.limits.kms_attempt_timeout);
+        let now = self.rt.now();
+        if let Some(line) = self.kept(now) {
             match self
                 .by(
-                    attempt_ends(self),
+                    attempt_ends(now),
                     WAITING_FOR_ANSWER,
                     self.send(line, &request),
                 )
@@ -430,7 +434,7 @@ impl<R: Rt> Pool<R> {
         }
         let line = self.connect(deadline).await?;
         self.by(
-            attempt_ends(self),
+            attempt_ends(self.rt.now()),
             WAITING_FOR_ANSWER,
             self.send(line, &request),
         )
@@ -445,21 +449,21 @@ impl<R: Rt> Pool<R> {
         what: &'static str,
         work: impl Future<Output = T>,
     ) -> Result<T, CallError> {
-        let left = deadline.saturating_duration_since(self.rt.now());
-        tsp_rt::timeout(&self.rt, left, work)
+        tsp_rt::by(&self.rt, deadline, work)
             .await
-            .map_err(|_| CallError::Late(what))
+            .ok_or(CallError::Late(what))
     }
 
     /// The most recently used connection that is still good.
-    fn kept(&self) -> Option<Line> {
-        let now = self.rt.now();
+    fn kept(&self, now: Instant) -> Option<Line> {
         loop {
             let kept = self.idle.borrow_mut().pop()?;
-            if now.duration_since(kept.since) >= self.limits.kms_idle_timeout {
+            let idle = now.saturating_duration_since(kept.since);
+            if idle >= self.limits.kms_idle_timeout {
                 continue;
             }
-            if kept.line.sender.is_ready() && !kept.line.staleness.is_stale() {
+            let stale = || idle > LOOKED_AT_AFTER && kept.line.staleness.is_stale();
+            if kept.line.sender.is_ready() && !stale() {
                 return Some(kept.line);
             }
             self.metrics.kms_stale_connection();
@@ -539,12 +543,10 @@ impl<R: Rt> Pool<R> {
             .map_err(after)?;
         // The connection becomes ready when its own task has run; one that does not is not kept.
         let ready = async { line.sender.ready().await.is_ok() };
-        let ready = self.by(self.rt.now() + READY_WAIT_MAX, "", ready).await;
+        let since = self.rt.now();
+        let ready = self.by(since + READY_WAIT_MAX, "", ready).await;
         if matches!(ready, Ok(true)) {
-            self.idle.borrow_mut().push(Kept {
-                line,
-                since: self.rt.now(),
-            });
+            self.idle.borrow_mut().push(Kept { line, since });
         }
         Ok(Answer {
             status: head.status.as_u16(),
