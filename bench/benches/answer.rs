@@ -34,10 +34,19 @@ fn main() -> io::Result<()> {
     let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
     let text = |buf: SecretBuf| json(buf.as_ref());
     assert_eq!(
-        text(api::wrapped(&dek, &edek)).as_object().unwrap().len(),
+        text(api::wrapped(Vec::new(), &dek, &edek))
+            .as_object()
+            .unwrap()
+            .len(),
         2
     );
-    assert_eq!(text(api::unwrapped(&dek)).as_object().unwrap().len(), 1);
+    assert_eq!(
+        text(api::unwrapped(Vec::new(), &dek))
+            .as_object()
+            .unwrap()
+            .len(),
+        1
+    );
     let keys = text(batch());
     assert_eq!(
         keys.get("keys").and_then(Value::as_object).unwrap().len(),
@@ -48,8 +57,8 @@ fn main() -> io::Result<()> {
     tsp_bench::main(
         "answer",
         vec![
-            Case::new("wrapped", || api::wrapped(&dek, &edek)),
-            Case::new("unwrapped", || api::unwrapped(&dek)),
+            Case::new("wrapped", || api::wrapped(Vec::new(), &dek, &edek)),
+            Case::new("unwrapped", || api::unwrapped(Vec::new(), &dek)),
             Case::new("batch-wrap-100", batch),
             Case::new("error", error),
         ],

@@ -32,7 +32,7 @@ fn main() -> io::Result<()> {
             let mut nonce = [0; 12];
             random.random(&mut nonce);
             let blob = kms.wrap(request.metadata.tenant_id, &dek, nonce);
-            api::wrapped(&dek, &edek::encode_unleased(config_id(), &blob))
+            api::wrapped(Vec::new(), &dek, &edek::encode_unleased(config_id(), &blob))
         };
         let answer: Value = serde_json::from_slice(wrap().as_ref()).unwrap();
         let member = |name| answer.get(name).and_then(Value::as_str).unwrap().to_owned();
@@ -46,6 +46,7 @@ fn main() -> io::Result<()> {
             let edek = edek::parse(request.encrypted_document_key).unwrap();
             let entry = edek.encrypted_deks.first().unwrap();
             api::unwrapped(
+                Vec::new(),
                 &kms.unwrap(request.metadata.tenant_id, &entry.encrypted_dek_data)
                     .unwrap(),
             )

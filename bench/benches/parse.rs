@@ -62,7 +62,7 @@ fn main() -> io::Result<()> {
 
 /// The answer to a wrap has the EDEK's base64 in it, so that no other encoder is needed here.
 fn base64(edek: &[u8]) -> String {
-    let answer = tsp_wire::api::wrapped(&tsp_bench::dek(), edek);
+    let answer = tsp_wire::api::wrapped(Vec::new(), &tsp_bench::dek(), edek);
     let answer: serde_json::Value = serde_json::from_slice(answer.as_ref()).unwrap();
     answer
         .get("edek")

@@ -3,6 +3,7 @@
 //! The order of checks is part of the contract: API key, route, body, tenant, primary, EDEK, config, KMS.
 
 mod batch;
+mod body;
 mod derive;
 mod event;
 mod rekey;
@@ -16,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     body::{Body as _, Incoming},
@@ -24,16 +25,20 @@ use hyper::{
         ALLOW, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderValue, RETRY_AFTER,
         USER_AGENT,
     },
+    http::request::Parts,
 };
 use tokio::sync::oneshot;
 use tsp_kms::KmsKind;
 use tsp_rt::Rt;
 use tsp_wire::{
     RayId, TspCode,
-    api::{Metadata, SecretBuf},
+    api::{Metadata, SecretBuf, VOID},
 };
 
+pub(crate) use self::body::Body;
+
 use crate::{
+    buffers::Buffer,
     error::OpError,
     events::Reporter,
     limits::RETRY_AFTER_S_MAX,
@@ -68,7 +73,7 @@ impl<'a, R: Rt> Op<'a, R> {
         Ok(tenant)
     }
 
-    pub(crate) fn reporter<'m>(&self, metadata: &'m Metadata<'m>) -> Reporter<'m, R> {
+    pub(crate) fn reporter<'r, 'm>(&self, metadata: &'r Metadata<'m>) -> Reporter<'r, 'm, R> {
         self.core.events.reporter(metadata, self.ray_id)
     }
 
@@ -83,29 +88,39 @@ pub(crate) async fn serve<R: Rt>(
     core: &Core<R>,
     request: Request<Incoming>,
     began: Instant,
-) -> Response<Full<Bytes>> {
-    let path = request.uri().path();
-    if request.method() == Method::GET && path == "/metrics" {
+) -> Response<Body> {
+    let (mut head, body) = request.into_parts();
+    let path = head.uri.path();
+    if head.method == Method::GET && path == "/metrics" {
         return metrics(core).await;
     }
     // SDKs given a base URL that ends in a slash ask for `//api/1/…`.
     let route = route(path.trim_start_matches('/'));
     let endpoint = route.unwrap_or(Endpoint::Other);
-    let java = is_java(request.headers());
+    let java = is_java(&head.headers);
     core.metrics.request_begins(endpoint);
     let _inflight = Inflight { core, endpoint };
     let mut kms_kind = None;
-    let result = answer(core, request, route, began, &mut kms_kind).await;
-    let (outcome, response) = match result {
-        Ok(Answer::Keys(body)) => ((200, None), json(200, Bytes::from_owner(body))),
+    let result = answer(core, (&head, body), route, began, &mut kms_kind).await;
+    let mut response = Response::new(Body::default());
+    // The map has room already, and hyper takes it back for the next request's headers.
+    head.headers.clear();
+    *response.headers_mut() = head.headers;
+    let outcome = match result {
+        Ok(Answer::Keys(keys)) => {
+            json(&mut response, 200, Body::keys(keys, &core.buffers));
+            (200, None)
+        }
         // Java's SDK never reads these answers, and a body it does not read would hold its connection for ever.
         Ok(Answer::Done) if java => {
-            let mut response = Response::new(Full::default());
             *response.status_mut() = StatusCode::NO_CONTENT;
-            ((204, None), response)
+            (204, None)
         }
-        Ok(Answer::Done) => ((200, None), json(200, Bytes::from_static(b"null"))),
-        Err(why) => refuse(core, &why, java),
+        Ok(Answer::Done) => {
+            json(&mut response, 200, Bytes::from_static(VOID).into());
+            (200, None)
+        }
+        Err(why) => refuse(core, &why, java, &mut response),
     };
     core.metrics
         .request(endpoint, kms_kind, outcome, core.rt.now() - began);
@@ -114,29 +129,28 @@ pub(crate) async fn serve<R: Rt>(
 
 async fn answer<R: Rt>(
     core: &Core<R>,
-    request: Request<Incoming>,
+    (head, body): (&Parts, Incoming),
     route: Option<Endpoint>,
     began: Instant,
     kms_kind: &mut Option<KmsKind>,
 ) -> Result<Answer, OpError> {
-    if !core.api_keys.allow(request.headers().get(AUTHORIZATION)) {
-        discard(core, request, core.limits.head_bytes_max, began).await;
-        return Err(OpError::Unauthorized);
-    }
-    count_client(core, request.headers());
-    let early = match route {
-        None => Some(OpError::UnknownPath),
-        Some(_) if request.method() != Method::POST => Some(OpError::WrongMethod),
-        Some(_) if request.headers().contains_key(CONTENT_ENCODING) => {
-            Some(OpError::CompressedBody)
+    let headers = &head.headers;
+    let early = if !core.api_keys.allow(headers.get(AUTHORIZATION)) {
+        Some(OpError::Unauthorized)
+    } else {
+        count_client(core, headers);
+        match route {
+            None => Some(OpError::UnknownPath),
+            Some(_) if head.method != Method::POST => Some(OpError::WrongMethod),
+            Some(_) if headers.contains_key(CONTENT_ENCODING) => Some(OpError::CompressedBody),
+            Some(_) => None,
         }
-        Some(_) => None,
     };
     if let Some(why) = early {
-        discard(core, request, core.limits.head_bytes_max, began).await;
+        discard(core, headers, body, core.limits.head_bytes_max, began).await;
         return Err(why);
     }
-    let mut body = read_body(core, request, began).await?;
+    let mut body = read_body(core, headers, body, began).await?;
     let bytes = body.bytes.as_mut_slice();
     let mut random = [0; 12];
     core.rt.random(&mut random);
@@ -220,18 +234,22 @@ impl<R: Rt> Drop for Inflight<'_, R> {
     }
 }
 
-fn json(status: u16, body: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
+fn json(response: &mut Response<Body>, status: u16, body: Body) {
+    *response.body_mut() = body;
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }
 
 type Outcome = (u16, Option<TspCode>);
 
-fn refuse<R: Rt>(core: &Core<R>, why: &OpError, java: bool) -> (Outcome, Response<Full<Bytes>>) {
+fn refuse<R: Rt>(
+    core: &Core<R>,
+    why: &OpError,
+    java: bool,
+    response: &mut Response<Body>,
+) -> Outcome {
     let error = why.response();
     if let Some(limit) = error.limit {
         core.metrics.refused(limit);
@@ -241,7 +259,7 @@ fn refuse<R: Rt>(core: &Core<R>, why: &OpError, java: bool) -> (Outcome, Respons
         true => Bytes::new(),
         false => tsp_wire::api::error(error.code, &error.message).into(),
     };
-    let mut response = json(error.status, body);
+    json(response, error.status, body.into());
     if let Some(after) = error.retry_after {
         let seconds = after.as_secs().clamp(1, RETRY_AFTER_S_MAX);
         response
@@ -253,37 +271,37 @@ fn refuse<R: Rt>(core: &Core<R>, why: &OpError, java: bool) -> (Outcome, Respons
             .headers_mut()
             .insert(ALLOW, HeaderValue::from_static("POST"));
     }
-    ((error.status, Some(error.code)), response)
+    (error.status, Some(error.code))
 }
 
 /// Longest wait for the control core to render the metrics.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `GET /metrics`: the control core renders the text, so that a scrape costs this shard nothing.
-async fn metrics<R: Rt>(core: &Core<R>) -> Response<Full<Bytes>> {
+async fn metrics<R: Rt>(core: &Core<R>) -> Response<Body> {
     let (reply, text) = oneshot::channel();
     // A full queue drops the reply's sender, and the wait ends at once.
     drop(core.scrape.try_send(reply));
     match core.by(core.rt.now() + SCRAPE_TIMEOUT, text).await {
         Some(Ok(text)) => {
-            let mut response = Response::new(Full::new(text));
+            let mut response = Response::new(text.into());
             let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, kind);
             response
         }
         _ => {
             let message = "The control core is busy; scrape again.";
-            json(
-                503,
-                tsp_wire::api::error(TspCode::UnknownError, message).into(),
-            )
+            let body = Bytes::from(tsp_wire::api::error(TspCode::UnknownError, message));
+            let mut response = Response::new(Body::default());
+            json(&mut response, 503, body.into());
+            response
         }
     }
 }
 
 /// A request's body, and its share of the shard's memory for bodies.
 struct BodyBytes<'a, R: Rt> {
-    bytes: Vec<u8>,
+    bytes: Buffer<'a>,
     held: usize,
     core: &'a Core<R>,
 }
@@ -314,21 +332,22 @@ const BODY_DOUBLED_MAX: usize = 1 << 20;
 
 async fn read_body<'a, R: Rt>(
     core: &'a Core<R>,
-    request: Request<Incoming>,
+    headers: &HeaderMap,
+    mut incoming: Incoming,
     began: Instant,
 ) -> Result<BodyBytes<'a, R>, OpError> {
     let bytes_max = core.limits.body_bytes_max;
-    let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
+    let announced = usize::try_from(incoming.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > bytes_max {
-        discard(core, request, core.limits.refused_body_bytes_max, began).await;
+        let thrown_away_max = core.limits.refused_body_bytes_max;
+        discard(core, headers, incoming, thrown_away_max, began).await;
         return Err(OpError::BodyTooLong(bytes_max));
     }
     let mut body = BodyBytes {
-        bytes: Vec::new(),
+        bytes: core.buffers.take(),
         held: 0,
         core,
     };
-    let mut incoming = request.into_body();
     // Nothing is set aside for bytes that were only announced, above what one read brings anyway.
     body.bytes
         .reserve_exact(announced.min(core.limits.head_bytes_max));
@@ -360,12 +379,12 @@ async fn read_body<'a, R: Rt>(
 /// client waits for a `100 Continue` that will not come.
 async fn discard<R: Rt>(
     core: &Core<R>,
-    request: Request<Incoming>,
+    headers: &HeaderMap,
+    mut body: Incoming,
     bytes_max: usize,
     began: Instant,
 ) {
-    if !request.headers().contains_key(EXPECT) && !request.body().is_end_stream() {
-        let mut body = request.into_body();
+    if !headers.contains_key(EXPECT) && !body.is_end_stream() {
         core.by(
             began + core.limits.body_timeout,
             throw_away(&mut body, bytes_max),

@@ -3,6 +3,7 @@
 use std::{rc::Rc, time::Instant};
 
 use crate::{
+    buffers::Buffer,
     error::OpError,
     keyring::{self, Purpose},
     metrics::KeyOperation,
@@ -18,7 +19,7 @@ use tsp_kms::{HttpAnswer, Kms, KmsOperation, Session, Token};
 use tsp_rt::Rt;
 use tsp_wire::{
     Dek,
-    edek::{self, EncryptedDek, EncryptedDeks, LeasedForm},
+    edek::{self, Entry, InvalidEdek, LeasedForm},
 };
 
 /// Makes a DEK from the shard's own generator.
@@ -37,13 +38,13 @@ pub(crate) fn primary(tenant: &Tenant) -> Result<&Rc<KmsHandle>, OpError> {
 /// Wraps `dek` with a config of `tenant`'s and gives the EDEK.
 ///
 /// Takes one KMS call, or none under a lease or with the local KMS. Ends by `deadline`.
-pub(crate) async fn wrap<R: Rt>(
-    core: &Core<R>,
+pub(crate) async fn wrap<'a, R: Rt>(
+    core: &'a Core<R>,
     tenant: &Tenant,
     config: &KmsHandle,
     dek: &Dek,
     deadline: Instant,
-) -> Result<Vec<u8>, OpError> {
+) -> Result<Buffer<'a>, OpError> {
     let lease = if config.leasing_allowed && config.kms.is_some() {
         keyring::lease(core, tenant, config, deadline).await?
     } else {
@@ -53,13 +54,15 @@ pub(crate) async fn wrap<R: Rt>(
         let mut iv = [0; LeasedForm::IV_BYTES];
         core.rt.random(&mut iv);
         let data = seal_leased(lease.lease.key.cipher()?, &iv, dek)?;
-        Some(lease.lease.form.edek(&iv, &data))
+        let mut edek = core.buffers.take();
+        lease.lease.form.write(&mut edek, &iv, &data);
+        Some(edek)
     });
     let edek = match sealed {
         Some(edek) => edek,
         None => {
             let blob = wrap_key(core, tenant, config, dek, deadline).await?;
-            edek::encode_unleased(config.id, &blob)
+            Buffer::of(edek::encode_unleased(config.id, &blob), &core.buffers)
         }
     };
     core.metrics.key_operation(KeyOperation::Wrap);
@@ -105,36 +108,26 @@ pub(crate) async fn wrap_key<R: Rt>(
 
 /// An EDEK that has been read and whose config may decrypt for the tenant.
 pub(crate) struct Opened<'a> {
-    pub(crate) entry: EncryptedDek,
+    pub(crate) entry: Entry<'a>,
     pub(crate) config: &'a Rc<KmsHandle>,
 }
 
-impl Opened<'_> {
-    /// What the KMS gave; `None` if the key lies under a leased one.
-    pub(crate) fn blob(&self) -> Option<&[u8]> {
-        (self.entry.leased_key_id == 0).then_some(&self.entry.encrypted_dek_data)
-    }
-}
-
-/// Reads an EDEK and finds its config: the first entry that names an active config of `tenant`'s, primary or not.
-pub(crate) fn read_edek<'a>(tenant: &'a Tenant, base64: &str) -> Result<Opened<'a>, OpError> {
-    find(tenant, edek::parse(base64)?)
-}
-
-/// The first entry that names an active config of `tenant`'s.
-pub(crate) fn find(tenant: &Tenant, edeks: EncryptedDeks) -> Result<Opened<'_>, OpError> {
-    let first = edeks
-        .encrypted_deks
-        .first()
-        .map_or(0, |entry| entry.kms_config_id);
-    for entry in edeks.encrypted_deks {
-        if let Some(config) = tenant.active(entry.kms_config_id) {
-            return Ok(Opened { entry, config });
+/// Reads a serialized EDEK and finds its config: the first entry that names an active config of `tenant`'s, primary or not.
+pub(crate) fn read<'a>(tenant: &'a Tenant, edek: &'a [u8]) -> Result<Opened<'a>, OpError> {
+    let (mut first, mut opened) = (None, None);
+    // All of them, as the last tells whether they are an EDEK.
+    for entry in edek::entries(edek)? {
+        let entry = entry?;
+        first.get_or_insert(entry.kms_config_id);
+        if opened.is_none() {
+            let config = tenant.active(entry.kms_config_id);
+            opened = config.map(|config| Opened { entry, config });
         }
     }
-    Err(OpError::KmsConfigNotActive {
+    let config = first.ok_or(InvalidEdek::NoEntry)?;
+    opened.ok_or_else(|| OpError::KmsConfigNotActive {
         tenant: tenant.id.as_str().into(),
-        config: first,
+        config,
     })
 }
 
@@ -152,18 +145,18 @@ pub(crate) async fn unwrap<R: Rt>(
             core,
             tenant,
             edek.config,
-            &entry.encrypted_dek_data,
+            entry.encrypted_dek_data,
             deadline,
         )
         .await?
     } else {
         // The leased key travels inside the EDEK, itself wrapped by the KMS.
-        let sealed = &entry.encrypted_leased_key_data;
+        let sealed = entry.encrypted_leased_key_data;
         let held = keyring::open(core, tenant, Purpose::Leased, sealed, deadline).await?;
         let cipher = held.key.cipher().ok_or(OpError::InvalidLeasedEdek(
             "Provided EDEK is leased, but its key is for another purpose.",
         ))?;
-        open_leased(cipher, &entry.leased_key_iv, &entry.encrypted_dek_data)
+        open_leased(cipher, entry.leased_key_iv, entry.encrypted_dek_data)
             .map_err(OpError::InvalidLeasedEdek)?
     };
     core.metrics.key_operation(KeyOperation::Unwrap);

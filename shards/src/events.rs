@@ -52,9 +52,9 @@ pub(crate) struct Events<R> {
 
 /// What one request reports: shared by all its events.
 #[derive(Debug)]
-pub(crate) struct Reporter<'a, R> {
+pub(crate) struct Reporter<'a, 'm, R> {
     events: Rc<Events<R>>,
-    metadata: &'a Metadata<'a>,
+    metadata: &'a Metadata<'m>,
     ray_id: RayId,
     /// When this request stops waiting for room; set at its first wait.
     patience_ends: Cell<Option<Instant>>,
@@ -84,11 +84,11 @@ impl<R: Rt> Events<R> {
         }
     }
 
-    pub(crate) fn reporter<'a>(
+    pub(crate) fn reporter<'a, 'm>(
         self: &Rc<Self>,
-        metadata: &'a Metadata<'a>,
+        metadata: &'a Metadata<'m>,
         ray_id: RayId,
-    ) -> Reporter<'a, R> {
+    ) -> Reporter<'a, 'm, R> {
         let events = Rc::clone(self);
         Reporter {
             events,
@@ -114,7 +114,7 @@ impl<R: Rt> Events<R> {
     }
 }
 
-impl<R: Rt> Reporter<'_, R> {
+impl<R: Rt> Reporter<'_, '_, R> {
     /// Reports one wrap or unwrap that the proxy did for `tenant` with `config`.
     pub(crate) async fn operation(
         &self,

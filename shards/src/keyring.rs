@@ -11,12 +11,13 @@
 
 mod held;
 mod home;
+mod names;
 
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     fmt,
-    hash::{DefaultHasher, Hasher as _},
+    hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher},
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -26,7 +27,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 use tsp_kms::{Blame, KmsError, KmsOperation, Retry};
 use tsp_rt::{Rt, mailbox};
-use tsp_wire::{KmsConfigId, TenantId, edek::EncryptedDeks};
+use tsp_wire::{KmsConfigId, TenantId};
 
 pub(crate) use self::{
     held::{Held, Purpose, ShardLease, TenantKeys},
@@ -35,6 +36,7 @@ pub(crate) use self::{
 use self::{
     held::{Key, Life, Lifetimes, Verdict},
     home::{Answer, Ask, Outcome, Want},
+    names::Names,
 };
 use crate::{
     dek,
@@ -59,8 +61,39 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Names a key that is held or asked for: a hash over what it is for, its tenant, and its wrapped form.
 ///
 /// Never the number that an EDEK gives for its leased key: those are not unique.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KeyId([u8; 32]);
+
+/// It is a hash already: tables take its first part as it is.
+impl Hash for KeyId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        state.write_u64(u64::from_be_bytes([a, b, c, d, e, f, g, h]));
+    }
+}
+
+/// A table by [`KeyId`].
+type ById<T> = HashMap<KeyId, T, BuildHasherDefault<Unhashed>>;
+
+/// Gives the number that it was given.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unhashed(u64);
+
+impl Hasher for Unhashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+}
 
 impl KeyId {
     fn of(what: u8, tenant: &TenantId, parts: &[&[u8]]) -> Self {
@@ -122,11 +155,12 @@ pub(crate) struct Keyring {
     /// This shard's part of the wraps that one lease allows.
     wraps_max: u32,
     total: Rc<Cell<usize>>,
+    names: RefCell<Names>,
     /// Answers to questions of an older generation are void.
     generation: Cell<u64>,
-    waiting: RefCell<HashMap<KeyId, Waiting>>,
+    waiting: RefCell<ById<Waiting>>,
     /// As home: what is being asked, and by which shards.
-    flights: RefCell<HashMap<KeyId, Vec<usize>>>,
+    flights: RefCell<ById<Vec<usize>>>,
 }
 
 /// Operations of this shard that wait for one answer.
@@ -155,6 +189,7 @@ impl Keyring {
             lives: Lifetimes::of(limits),
             wraps_max: (limits.lease_wraps_max / shards).max(1),
             total: Rc::default(),
+            names: RefCell::new(Names::new()),
             generation: Cell::new(0),
             waiting: RefCell::default(),
             flights: RefCell::default(),
@@ -433,7 +468,7 @@ pub(crate) async fn open<R: Rt>(
     deadline: Instant,
 ) -> Result<Rc<Held>, OpError> {
     let keyring = &core.keyring;
-    let id = KeyId::opened(purpose, &tenant.id, sealed);
+    let id = keyring.names.borrow_mut().of(purpose, &tenant.id, sealed);
     if let Some(held) = tenant.keys.get(&id) {
         let now = core.rt.now();
         let verdict = held.proof.verdict(now, &keyring.lives);
@@ -464,7 +499,7 @@ pub(crate) async fn open<R: Rt>(
         return Err(OpError::KmsConfigBroken(config.id));
     }
     for _ in 0..ASKS_MAX {
-        let want = || Want::Open(purpose, blob.as_slice().into());
+        let want = || Want::Open(purpose, blob.into());
         let question = (id, &tenant.id, &**config);
         match keyring.ask_and_wait(core, question, want, deadline).await {
             Reply::Opened(held) => return Ok(held),
@@ -483,18 +518,24 @@ pub(crate) async fn open<R: Rt>(
         }
     }
     let at = core.rt.now();
-    let key = dek::unwrap_key(core, tenant, config, &blob, deadline).await?;
+    let key = dek::unwrap_key(core, tenant, config, blob, deadline).await?;
     let times = (at, core.rt.now());
     let key = Key::new(purpose, key);
     Ok(Held::new(key, config.id, config.fingerprint, &id, times))
 }
 
 /// The config that wrapped a key, and the blob that it made of it.
-fn parts<'a>(tenant: &'a Tenant, sealed: &[u8]) -> Result<(&'a Rc<KmsHandle>, Vec<u8>), OpError> {
-    let edeks = EncryptedDeks::from_bytes(sealed).map_err(|_| {
-        OpError::InvalidLeasedEdek("Provided EDEK is leased, but holds no leased key.")
+fn parts<'a>(
+    tenant: &'a Tenant,
+    sealed: &'a [u8],
+) -> Result<(&'a Rc<KmsHandle>, &'a [u8]), OpError> {
+    let edek = dek::read(tenant, sealed).map_err(|why| {
+        let none = "Provided EDEK is leased, but holds no leased key.";
+        match why {
+            OpError::InvalidEdek(_) => OpError::InvalidLeasedEdek(none),
+            _ => why,
+        }
     })?;
-    let edek = dek::find(tenant, edeks)?;
     Ok((edek.config, edek.entry.encrypted_dek_data))
 }
 

@@ -13,6 +13,7 @@ mod balance;
 #[cfg(feature = "bench")]
 pub mod bench;
 mod breaker;
+mod buffers;
 mod conn;
 mod dek;
 mod destinations;

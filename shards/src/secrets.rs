@@ -20,7 +20,7 @@ use tsp_wire::{
 };
 
 use crate::{
-    dek::{self, Opened},
+    dek,
     error::OpError,
     keyring::{self, Purpose},
     shard::Core,
@@ -34,9 +34,8 @@ pub use creation::{SecretNotStored, SecretOffer};
 #[derive(Debug)]
 pub(crate) struct TenantSecret {
     pub(crate) id: TenantSecretId,
-    pub(crate) edek: EncryptedDeks,
-    /// The same, as it is kept.
-    sealed: Box<[u8]>,
+    /// Its EDEK, serialized.
+    pub(crate) sealed: Box<[u8]>,
 }
 
 impl TenantSecret {
@@ -44,10 +43,9 @@ impl TenantSecret {
     fn from_doc(doc: &TenantSecretDoc) -> Result<Self, String> {
         let id =
             TenantSecretId::new(doc.id).ok_or("the id must be a number from 1 to 4294967295")?;
-        let edek = EncryptedDeks::from_bytes(&doc.edek).map_err(|why| why.to_string())?;
+        EncryptedDeks::from_bytes(&doc.edek).map_err(|why| why.to_string())?;
         Ok(Self {
             id,
-            edek,
             sealed: doc.edek.as_slice().into(),
         })
     }
@@ -136,17 +134,17 @@ impl SecretTable {
 
 /// Opens a tenant secret and hands it to `derive`. Takes no KMS call where the secret is in memory. Ends by `deadline`.
 ///
-/// `edek` is the secret's own, with a config that is active for the tenant.
 pub(crate) async fn open<R: Rt, T>(
     core: &Core<R>,
     tenant: &Tenant,
-    (secret, edek): (&TenantSecret, &Opened<'_>),
+    secret: &TenantSecret,
     deadline: Instant,
     derive: impl FnOnce(&Dek) -> T,
 ) -> Result<T, OpError> {
-    if edek.blob().is_none() {
+    let edek = dek::read(tenant, &secret.sealed)?;
+    if edek.entry.leased_key_id != 0 {
         // Under a leased key. We wrap none so, but who came from the original product may have some.
-        return Ok(derive(&dek::unwrap(core, tenant, edek, deadline).await?));
+        return Ok(derive(&dek::unwrap(core, tenant, &edek, deadline).await?));
     }
     let held = keyring::open(core, tenant, Purpose::Secret, &secret.sealed, deadline).await?;
     let secret = held.key.secret().ok_or(OpError::InvalidLeasedEdek(

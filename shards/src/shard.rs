@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     future::Future,
-    pin::{Pin, pin},
+    pin::pin,
     rc::Rc,
     sync::{
         Arc,
@@ -27,6 +27,7 @@ use crate::{
     accept::{self, Entrance, Fresh},
     admission::Admission,
     balance::Balance,
+    buffers::Buffers,
     conn::Connections,
     destinations::Destinations,
     events::{Events, EventsConfig},
@@ -201,6 +202,7 @@ pub(crate) struct Core<R: Rt> {
     pub(crate) fresh: Cell<bool>,
     pub(crate) parser: RefCell<Parser>,
     pub(crate) bodies_bytes: Cell<usize>,
+    pub(crate) buffers: Buffers,
     pub(crate) admission: Admission,
     pub(crate) upstream: Rc<Upstream<R>>,
     pub(crate) tokens: Rc<Tokens<R>>,
@@ -222,19 +224,7 @@ impl<R: Rt> Core<R> {
         deadline: Instant,
         work: impl Future<Output = T>,
     ) -> Option<T> {
-        let mut work = pin!(work);
-        let mut late = None;
-        std::future::poll_fn(|cx| {
-            if let Poll::Ready(value) = work.as_mut().poll(cx) {
-                return Poll::Ready(Some(value));
-            }
-            let late = late.get_or_insert_with(|| {
-                self.rt
-                    .sleep(deadline.saturating_duration_since(self.rt.now()))
-            });
-            Pin::new(late).poll(cx).map(|()| None)
-        })
-        .await
+        tsp_rt::by(&self.rt, deadline, work).await
     }
 }
 
@@ -349,6 +339,7 @@ impl Shard {
             fresh: Cell::new(true),
             parser: RefCell::new(Parser::new()),
             bodies_bytes: Cell::new(0),
+            buffers: Buffers::default(),
             scrape: parts.scrape,
             metrics,
             limits,

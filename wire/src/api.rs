@@ -12,7 +12,7 @@ pub use answer::{
 };
 pub use error::DecodeError;
 pub use request::{
-    BatchUnwrapRequest, BatchWrapRequest, DeriveRequest, EVENT_BYTES_MAX, Metadata, NESTING_MAX,
-    OperationCounts, Parser, RekeyRequest, ReportOperationsRequest, SECRET_PATH_BYTES_MAX,
-    SecurityEventRequest, UnwrapRequest, VALUES_MAX, WrapRequest,
+    BatchUnwrapRequest, BatchWrapRequest, CustomFields, DeriveRequest, EVENT_BYTES_MAX, Metadata,
+    NESTING_MAX, OperationCounts, Parser, RekeyRequest, ReportOperationsRequest,
+    SECRET_PATH_BYTES_MAX, SecurityEventRequest, UnwrapRequest, VALUES_MAX, WrapRequest,
 };

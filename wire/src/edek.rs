@@ -2,12 +2,16 @@
 //!
 //! `proto/edek.proto` documents the wire form. Customers keep these bytes for years, so the form never changes.
 
+mod entry;
+
 use std::fmt;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD_PAD_INDIFFERENT as BASE64};
+use base64::Engine as _;
 use prost::Message as _;
 
-use crate::KmsConfigId;
+use crate::{KmsConfigId, base64::BASE64};
+
+pub use entry::{Entry, entries};
 
 /// Longest EDEK that is looked at, in decoded bytes. AWS KMS makes the longest ciphertexts, at most 6 144 bytes; a
 /// leased EDEK holds one of them. It bounds what a hostile one can make us allocate: an
@@ -91,17 +95,37 @@ impl fmt::Display for InvalidEdek {
 
 impl std::error::Error for InvalidEdek {}
 
-/// Reads an EDEK as clients send it. Missing padding and surrounding ASCII white space do not matter.
+/// The bytes of an EDEK as clients send it. Missing padding and surrounding ASCII white space do not matter.
 ///
 /// # Errors
-/// [`InvalidEdek`] says in which way it is none.
-pub fn parse(base64_text: &str) -> Result<EncryptedDeks, InvalidEdek> {
+/// [`InvalidEdek`] if they are too many or not base64.
+pub fn decode(base64_text: &str) -> Result<Vec<u8>, InvalidEdek> {
+    let mut bytes = Vec::new();
+    decode_into(base64_text, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// The same in memory that has been used before; what it held is gone.
+///
+/// # Errors
+/// As of [`decode`]; what `bytes` holds then is of no use.
+pub fn decode_into(base64_text: &str, bytes: &mut Vec<u8>) -> Result<(), InvalidEdek> {
+    bytes.clear();
     let text = base64_text.trim_ascii();
     if text.len() > EDEK_BYTES_MAX.div_ceil(3) * 4 {
         return Err(InvalidEdek::TooLong);
     }
-    let bytes = BASE64.decode(text).map_err(|_| InvalidEdek::NotBase64)?;
-    EncryptedDeks::from_bytes(&bytes)
+    BASE64
+        .decode_vec(text, bytes)
+        .map_err(|_| InvalidEdek::NotBase64)
+}
+
+/// Reads an EDEK as clients send it, into memory of its own.
+///
+/// # Errors
+/// [`InvalidEdek`] says in which way it is none.
+pub fn parse(base64_text: &str) -> Result<EncryptedDeks, InvalidEdek> {
+    EncryptedDeks::from_bytes(&decode(base64_text)?)
 }
 
 /// Serializes an EDEK that is not leased: one entry, fields in ascending order.
@@ -162,10 +186,15 @@ impl LeasedForm {
         }
     }
 
-    /// The EDEK that holds `data`, encrypted under the leased key with `iv`.
-    #[must_use]
-    pub fn edek(&self, iv: &[u8; Self::IV_BYTES], data: &[u8; Self::DATA_BYTES]) -> Vec<u8> {
-        let mut edek = self.bytes.to_vec();
+    /// Makes `edek` the EDEK that holds `data`, encrypted under the leased key with `iv`.
+    pub fn write(
+        &self,
+        edek: &mut Vec<u8>,
+        iv: &[u8; Self::IV_BYTES],
+        data: &[u8; Self::DATA_BYTES],
+    ) {
+        edek.clear();
+        edek.extend_from_slice(&self.bytes);
         let mut put = |at: usize, part: &[u8]| {
             if let Some(gap) = edek.get_mut(at..at + part.len()) {
                 gap.copy_from_slice(part);
@@ -173,7 +202,6 @@ impl LeasedForm {
         };
         put(self.data_at, data);
         put(self.iv_at, iv);
-        edek
     }
 }
 

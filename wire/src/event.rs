@@ -24,7 +24,7 @@ const TIMESTAMP_MS: (i64, i64) = (-62_135_596_800_000, 253_402_300_799_999);
 
 /// One thing that happened to a tenant's data.
 #[derive(Clone, Debug)]
-pub struct SecurityEvent<'a> {
+pub struct SecurityEvent<'a, 'm> {
     /// Whose audit trail it belongs to. Not always `metadata.tenant_id`: a rekey touches two tenants.
     pub tenant_id: &'a str,
     /// When it happened, in milliseconds since 1970. Written as the nearest time that RFC 3339 can spell.
@@ -32,7 +32,7 @@ pub struct SecurityEvent<'a> {
     /// Its name, such as [`DATA_ENCRYPT`].
     pub event: &'a str,
     /// Who did it; its tenant id is not used.
-    pub metadata: &'a Metadata<'a>,
+    pub metadata: &'a Metadata<'m>,
     /// The request that it came from.
     pub ray_id: RayId,
     /// Who says so.
@@ -75,7 +75,7 @@ pub struct Sequence {
     pub number: u64,
 }
 
-impl SecurityEvent<'_> {
+impl SecurityEvent<'_, '_> {
     /// Appends the event as one line of JSON, without the line's end.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(br#"{"tenantId":"#);
@@ -154,6 +154,7 @@ mod tests {
     use serde_json::{Value as Json, json};
 
     use super::*;
+    use crate::api::CustomFields;
 
     fn metadata() -> Metadata<'static> {
         Metadata {
@@ -163,11 +164,11 @@ mod tests {
             source_ip: None,
             object_id: None,
             request_id: None,
-            custom_fields: Vec::new(),
+            custom_fields: CustomFields::new(),
         }
     }
 
-    fn event<'a>(metadata: &'a Metadata<'a>) -> SecurityEvent<'a> {
+    fn event<'a, 'm>(metadata: &'a Metadata<'m>) -> SecurityEvent<'a, 'm> {
         SecurityEvent {
             tenant_id: "acme",
             timestamp_ms: 1_700_000_000_000,
@@ -184,7 +185,7 @@ mod tests {
         }
     }
 
-    fn written(event: &SecurityEvent<'_>) -> String {
+    fn written(event: &SecurityEvent<'_, '_>) -> String {
         let mut out = Vec::new();
         event.write_json(&mut out);
         String::from_utf8(out).unwrap()
@@ -216,7 +217,7 @@ mod tests {
             source_ip: Some("192.0.2.7"),
             object_id: Some("o/1"),
             request_id: Some("r-17"),
-            custom_fields: vec![("a", Cow::Borrowed("1")), ("\"", Cow::Borrowed("é\n"))],
+            custom_fields: [("a", Cow::Borrowed("1")), ("\"", Cow::Borrowed("é\n"))].into(),
             ..metadata()
         };
         let event = SecurityEvent {
@@ -276,7 +277,7 @@ mod tests {
             let metadata = Metadata {
                 requesting_id: &requesting,
                 data_label: label.as_deref(),
-                custom_fields: vec![(&custom.0, Cow::Borrowed(&custom.1))],
+                custom_fields: [(&*custom.0, Cow::Borrowed(&*custom.1))].into_iter().collect(),
                 ..metadata()
             };
             let event = SecurityEvent {
@@ -288,7 +289,7 @@ mod tests {
             prop_assert_eq!(&parsed["tenantId"], &json!(tenant));
             prop_assert_eq!(&parsed["iclFields"]["event"], &json!(name));
             prop_assert_eq!(&parsed["iclFields"]["requestingId"], &json!(requesting));
-            let label = label.map(Json::from);
+            let label = label.clone().map(Json::from);
             prop_assert_eq!(parsed["iclFields"].get("dataLabel"), label.as_ref());
             prop_assert_eq!(&parsed["customFields"][&custom.0], &json!(custom.1));
             let count = (count > 1).then(|| Json::from(count));

@@ -5,6 +5,7 @@
 
 pub mod account;
 pub mod api;
+mod base64;
 mod code;
 pub mod derive;
 pub mod edek;

@@ -43,11 +43,11 @@ fn custom_fields_cost_one_allocation_for_all() {
 fn an_answer_with_a_key_is_allocated_once_and_freed_whole() {
     let dek = Dek::fill_with(|bytes| bytes.fill(7));
     let used = measure(|| {
-        drop(api::wrapped(&dek, &[7; 300]));
+        drop(api::wrapped(Vec::new(), &dek, &[7; 300]));
     });
     assert_eq!((used.count_total, used.bytes_current), (1, 0));
     let used = measure(|| {
-        drop(api::unwrapped(&dek));
+        drop(api::unwrapped(Vec::new(), &dek));
     });
     assert_eq!((used.count_total, used.bytes_current), (1, 0));
 }
@@ -75,7 +75,7 @@ fn an_event_is_written_into_the_callers_buffer_only() {
         source_ip: None,
         object_id: None,
         request_id: None,
-        custom_fields: vec![("a", "b".into())],
+        custom_fields: [("a", "b".into())].into_iter().collect(),
     };
     let event = SecurityEvent {
         tenant_id: "acme",

@@ -38,9 +38,12 @@ fn a_wrap_from_java() {
         (Some("PII"), Some("r-17"))
     );
     assert_eq!((metadata.source_ip, metadata.object_id), (None, None));
-    assert_eq!(metadata.custom_fields, [("table", "customers".into())]);
     assert_eq!(
-        text(api::wrapped(&dek(), &decoded(EDEK))),
+        metadata.custom_fields.as_slice(),
+        [("table", "customers".into())]
+    );
+    assert_eq!(
+        text(api::wrapped(Vec::new(), &dek(), &decoded(EDEK))),
         format!(r#"{{"dek":"{DEK}","edek":"{EDEK}"}}"#)
     );
 }
@@ -56,7 +59,7 @@ fn an_unwrap_from_go() {
     assert_eq!(request.encrypted_document_key, EDEK);
     assert!(request.metadata.custom_fields.is_empty());
     assert_eq!(
-        text(api::unwrapped(&dek())),
+        text(api::unwrapped(Vec::new(), &dek())),
         format!(r#"{{"dek":"{DEK}"}}"#)
     );
 }
@@ -145,7 +148,7 @@ fn a_rekey() {
         ("acme", "globex")
     );
     assert_eq!(
-        text(api::wrapped(&dek(), &decoded(REKEYED))),
+        text(api::wrapped(Vec::new(), &dek(), &decoded(REKEYED))),
         format!(r#"{{"dek":"{DEK}","edek":"{REKEYED}"}}"#)
     );
 }

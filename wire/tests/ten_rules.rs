@@ -61,7 +61,7 @@ fn rule_4_an_error_has_a_code_of_16_bits_and_a_message_that_is_not_empty() {
 
 #[test]
 fn rule_5_a_rekey_returns_both_dek_and_edek() {
-    let answer = parsed(api::wrapped(&dek(), b"edek"));
+    let answer = parsed(api::wrapped(Vec::new(), &dek(), b"edek"));
     assert!(answer["dek"].is_string() && answer["edek"].is_string());
 }
 
@@ -107,7 +107,7 @@ fn rule_7_an_edek_is_protobuf_with_a_config_id_from_1() {
 #[test]
 fn rule_8_base64_has_the_standard_alphabet_with_padding_and_no_line_breaks() {
     let long = [0xfb; 999];
-    let answer = parsed(api::wrapped(&dek(), &long));
+    let answer = parsed(api::wrapped(Vec::new(), &dek(), &long));
     for (member, bytes) in [("dek", &dek().expose()[..]), ("edek", &long)] {
         let text = answer[member].as_str().unwrap();
         assert_eq!(text.len() % 4, 0);

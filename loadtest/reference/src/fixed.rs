@@ -78,12 +78,14 @@ impl Fixed {
         let blob = [[1].as_slice(), &[0x42; FILLER_BYTES - 1], &[0; KEY_BYTES]].concat();
         let edek = KmsConfigId::new(1).map_or_else(Vec::new, |id| {
             let unleased = edek::encode_unleased(id, &blob);
-            if leased {
-                LeasedForm::new(id, 1, &unleased)
-                    .edek(&[7; LeasedForm::IV_BYTES], &[7; LeasedForm::DATA_BYTES])
-            } else {
-                unleased
+            if !leased {
+                return unleased;
             }
+            let form = LeasedForm::new(id, 1, &unleased);
+            let (iv, data) = ([7; LeasedForm::IV_BYTES], [7; LeasedForm::DATA_BYTES]);
+            let mut edek = Vec::new();
+            form.write(&mut edek, &iv, &data);
+            edek
         });
         let edek = BASE64.encode(edek);
         Self {

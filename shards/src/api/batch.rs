@@ -1,12 +1,15 @@
 //! `POST document/batch-wrap` and `document/batch-unwrap`: many keys of one tenant, with failures per item.
 //!
-//! Only a bounded number of an batch's items is under way at a time, so that a batch of any size passes with few
+//! Only a bounded number of a batch's items is under way at a time, so that a batch of any size passes with few
 //! connections and file descriptors.
 
-use futures_util::{StreamExt as _, stream};
+use std::{future::poll_fn, pin::Pin, task::Poll};
+
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use tsp_rt::Rt;
 use tsp_wire::{
     api::BatchAnswer,
+    edek,
     event::{DATA_DECRYPT, DATA_ENCRYPT},
 };
 
@@ -61,7 +64,9 @@ pub(super) async fn batch_unwrap<R: Rt>(
     let reporter = op.reporter(&request.metadata);
     let (core, deadline) = (op.core, op.began + op.core.limits.batch_timeout);
     let results = fan_out(core, items, async |(_, edek): &(_, &str)| {
-        let edek = dek::read_edek(tenant, edek)?;
+        let mut bytes = core.buffers.take();
+        edek::decode_into(edek, &mut bytes)?;
+        let edek = dek::read(tenant, &bytes)?;
         let dek = dek::unwrap(core, tenant, &edek, deadline).await?;
         reporter
             .operation(&tenant.id, edek.config.id, DATA_DECRYPT)
@@ -100,16 +105,54 @@ pub(super) async fn fan_out<R: Rt, I, T>(
     work: impl AsyncFn(&I) -> Result<T, OpError>,
 ) -> Vec<Result<T, OpError>> {
     let work = &work;
-    let mut under_way = stream::iter(items.iter().enumerate())
-        .map(|(index, item)| async move { (index, work(item).await) })
-        .buffer_unordered(core.limits.batch_fanout_max);
-    let mut done = Vec::with_capacity(items.len());
-    while let Some(result) = under_way.next().await {
-        done.push(result);
-        if done.len() % BATCH_ITEMS_PER_TURN == 0 {
+    let begin = |(index, item)| async move { (index, work(item).await) };
+    let mut results = Vec::new();
+    results.resize_with(items.len(), || None);
+    let (mut done, mut put) = (0_usize, |(index, result): (usize, _)| {
+        if let Some(place) = results.get_mut(index) {
+            *place = Some(result);
+        }
+    });
+    let mut left = items.iter().enumerate();
+    let mut under_way = FuturesUnordered::new();
+    // An item that needs no KMS is done by its first poll, and leaves its place to the next one.
+    let mut spare = None;
+    loop {
+        let next = (under_way.len() < core.limits.batch_fanout_max)
+            .then(|| left.next())
+            .flatten();
+        if let Some(item) = next {
+            let mut place = match spare.take() {
+                None => Box::pin(begin(item)),
+                Some(mut place) => {
+                    Pin::set(&mut place, begin(item));
+                    place
+                }
+            };
+            match poll_fn(|cx| Poll::Ready(place.as_mut().poll(cx))).await {
+                Poll::Pending => {
+                    under_way.push(place);
+                    continue;
+                }
+                Poll::Ready(result) => {
+                    put(result);
+                    spare = Some(place);
+                }
+            }
+        } else {
+            match under_way.next().await {
+                None => break,
+                Some(result) => put(result),
+            }
+        }
+        done += 1;
+        if done.is_multiple_of(BATCH_ITEMS_PER_TURN) {
             yield_now().await;
+            while let Some(Some(result)) = under_way.next().now_or_never() {
+                put(result);
+                done += 1;
+            }
         }
     }
-    done.sort_unstable_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, result)| result).collect()
+    results.into_iter().flatten().collect()
 }

@@ -14,7 +14,7 @@ use tsp_wire::{
 
 use super::{Answer, Op, batch::fan_out};
 use crate::{
-    dek::{self, Opened},
+    dek,
     error::OpError,
     limits::DERIVED_KEYS_PER_TURN,
     metrics::KeyOperation,
@@ -62,14 +62,8 @@ fn check_size<R: Rt>(core: &Core<R>, request: &DeriveRequest<'_>) -> Result<(), 
 struct KnownPath<'a> {
     secret_path: &'a str,
     derivation_paths: &'a [&'a str],
-    current: Option<Known<'a>>,
-    in_rotation: Option<Known<'a>>,
-}
-
-/// A wrapped secret whose config may decrypt for the tenant.
-struct Known<'a> {
-    secret: Arc<TenantSecret>,
-    edek: Opened<'a>,
+    current: Option<Arc<TenantSecret>>,
+    in_rotation: Option<Arc<TenantSecret>>,
 }
 
 /// The same path, and what its keys are derived with: the current secret first.
@@ -87,7 +81,8 @@ fn known_paths<'a, R: Rt>(
     request: &'a DeriveRequest<'_>,
 ) -> Result<Vec<KnownPath<'a>>, OpError> {
     let known = |secret: Option<&Arc<TenantSecret>>| {
-        let known = secret.map(|secret| Known::new(tenant, secret));
+        let known =
+            secret.map(|secret| dek::read(tenant, &secret.sealed).map(|_| Arc::clone(secret)));
         known.transpose()
     };
     let mut paths = Vec::with_capacity(request.paths.len());
@@ -102,15 +97,6 @@ fn known_paths<'a, R: Rt>(
         });
     }
     Ok(paths)
-}
-
-impl<'a> Known<'a> {
-    fn new(tenant: &'a Tenant, secret: &Arc<TenantSecret>) -> Result<Self, OpError> {
-        Ok(Self {
-            secret: Arc::clone(secret),
-            edek: dek::find(tenant, secret.edek.clone())?,
-        })
-    }
 }
 
 impl<'a> KnownPath<'a> {
@@ -135,7 +121,7 @@ impl<'a> KnownPath<'a> {
             (None, Some(_)) => {
                 let (id, path) = (&tenant.id, self.secret_path);
                 let secret = Creation::current(core, id, request.secret_type, path, deadline);
-                Some(Known::new(tenant, &secret.await?)?)
+                Some(secret.await?)
             }
             (Some(_), _) | (None, None) => None,
         };
@@ -146,13 +132,12 @@ impl<'a> KnownPath<'a> {
             .into_iter()
             .filter_map(|(known, is)| Some((known?, is)))
         {
-            let secret = (&*known.secret, &known.edek);
-            let deriver = secrets::open(core, tenant, secret, deadline, |secret| {
+            let deriver = secrets::open(core, tenant, known, deadline, |secret| {
                 Deriver::new(secret, tenant.id.as_str(), request.derivation)
             });
             open.derivers.push(deriver.await?);
             open.secrets.push(Derived {
-                secret: known.secret.id,
+                secret: known.id,
                 current,
             });
         }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use tsp_rt::Rt;
 use tsp_wire::{
     api::wrapped,
+    edek,
     event::{DATA_DECRYPT, DATA_ENCRYPT},
 };
 
@@ -20,7 +21,9 @@ pub(super) async fn rekey<R: Rt>(mut op: Op<'_, R>, body: &mut [u8]) -> Result<A
         .tenant(request.new_tenant_id)
         .ok_or(OpError::UnknownTenant)?;
     let config = dek::primary(target)?;
-    let edek = dek::read_edek(source, request.encrypted_document_key)?;
+    let mut bytes = op.core.buffers.take();
+    edek::decode_into(request.encrypted_document_key, &mut bytes)?;
+    let edek = dek::read(source, &bytes)?;
     let _place = op.core.admission.admit(&source.load)?;
     let _target_place = match Rc::ptr_eq(source, target) {
         true => None,
@@ -35,5 +38,6 @@ pub(super) async fn rekey<R: Rt>(mut op: Op<'_, R>, body: &mut [u8]) -> Result<A
     reporter
         .operation(&target.id, config.id, DATA_ENCRYPT)
         .await?;
-    Ok(Answer::Keys(wrapped(&dek, &rewrapped)))
+    let memory = op.core.buffers.take_bytes();
+    Ok(Answer::Keys(wrapped(memory, &dek, &rewrapped)))
 }

@@ -17,5 +17,6 @@ pub(super) async fn wrap<R: Rt>(mut op: Op<'_, R>, body: &mut [u8]) -> Result<An
     reporter
         .operation(&tenant.id, config.id, DATA_ENCRYPT)
         .await?;
-    Ok(Answer::Keys(wrapped(&dek, &edek)))
+    let memory = op.core.buffers.take_bytes();
+    Ok(Answer::Keys(wrapped(memory, &dek, &edek)))
 }

@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     fmt,
     hint::black_box,
     rc::Rc,
@@ -14,7 +13,7 @@ use aes_gcm::{Aes256Gcm, KeyInit as _};
 use tsp_kms::Fingerprint;
 use tsp_wire::{Dek, KmsConfigId, edek::LeasedForm};
 
-use super::KeyId;
+use super::{ById, KeyId};
 use crate::limits::{Limits, TENANT_KEYS_MAX};
 
 /// How long after a question about a key the next one is asked, if it was left open.
@@ -103,6 +102,8 @@ fn forget_uses() {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lifetimes {
     pub(super) revalidate: Duration,
+    /// Half of it: nothing is asked before.
+    pub(super) young: Duration,
     pub(super) max_age: Duration,
     pub(super) idle: Duration,
 }
@@ -111,6 +112,7 @@ impl Lifetimes {
     pub(super) fn of(limits: &Limits) -> Self {
         Self {
             revalidate: limits.lease_revalidate,
+            young: limits.lease_revalidate / 2,
             max_age: limits.lease_max_age,
             idle: limits.lease_idle,
         }
@@ -179,6 +181,9 @@ impl Proof {
         if age >= lives.max_age {
             return Verdict::Over;
         }
+        if age < lives.young {
+            return Verdict::Serve;
+        }
         // From five to six eighths of the time, so that the answer is there long before it is needed.
         let due = lives
             .revalidate
@@ -199,7 +204,7 @@ impl Proof {
 
     /// Whether it need not be asked about yet.
     pub(super) fn is_good(&self, now: Instant, lives: &Lifetimes) -> bool {
-        now.saturating_duration_since(self.at.get()) < lives.revalidate / 2
+        now.saturating_duration_since(self.at.get()) < lives.young
     }
 
     fn is_wanted(&self, now: Instant, lives: &Lifetimes) -> bool {
@@ -317,8 +322,8 @@ pub(crate) struct TenantKeys {
 
 #[derive(Debug, Default)]
 struct Tables {
-    young: HashMap<KeyId, Rc<Held>>,
-    old: HashMap<KeyId, Rc<Held>>,
+    young: ById<Rc<Held>>,
+    old: ById<Rc<Held>>,
     /// One per config at most.
     leases: Vec<Rc<ShardLease>>,
 }
@@ -572,6 +577,7 @@ mod tests {
         fn no_verdict_serves_beyond_a_bound(ages in prop::collection::vec((0..2_000u64, any::<bool>()), 1..40), spread: u8) {
             let lives = Lifetimes {
                 revalidate: Duration::from_secs(100),
+                young: Duration::from_secs(50),
                 max_age: Duration::from_secs(1_000),
                 idle: Duration::from_secs(500),
             };

@@ -4,10 +4,10 @@ mod derived;
 
 use std::fmt;
 
-use base64::{Engine as _, encoded_len, prelude::BASE64_STANDARD};
-use zeroize::Zeroizing;
+use base64::{Engine as _, encoded_len};
+use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::{Dek, TspCode, json};
+use crate::{Dek, TspCode, base64::BASE64, json};
 
 pub use derived::{DeriveAnswer, Derived, DerivedPath};
 
@@ -32,6 +32,21 @@ impl SecretBuf {
         Self(Zeroizing::new(Vec::with_capacity(bytes)))
     }
 
+    /// An answer in memory that has been used before.
+    fn in_memory(mut memory: Vec<u8>) -> Self {
+        memory.clear();
+        Self(Zeroizing::new(memory))
+    }
+
+    /// Wipes the answer and gives its memory for another one; this one is empty then.
+    #[must_use]
+    pub fn take_wiped(&mut self) -> Vec<u8> {
+        // Nothing was ever removed from it, so nothing lies beyond its end.
+        self.0.as_mut_slice().zeroize();
+        self.0.clear();
+        std::mem::take(&mut self.0)
+    }
+
     /// Makes sure that `additional` bytes fit, moving to a larger buffer and wiping this one if they do not.
     fn make_room(&mut self, additional: usize) {
         if self.0.capacity() - self.0.len() < additional {
@@ -42,29 +57,38 @@ impl SecretBuf {
         }
     }
 
+    /// Has `write` append up to `bytes` bytes, for which it makes room at once.
+    fn append(&mut self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        self.make_room(bytes);
+        let room = self.0.capacity();
+        write(&mut self.0);
+        debug_assert_eq!(self.0.capacity(), room, "{bytes} bytes were promised");
+    }
+
     fn push(&mut self, text: &[u8]) {
-        self.make_room(text.len());
-        self.0.extend_from_slice(text);
+        self.append(text.len(), |out| out.extend_from_slice(text));
     }
 
     fn push_string(&mut self, text: &str) {
-        self.make_room(json::string_bytes(text));
-        json::push_string(&mut self.0, text);
+        self.append(json::string_bytes(text), |out| json::push_string(out, text));
     }
 
     fn push_base64(&mut self, bytes: &[u8]) {
-        let start = self.0.len();
-        let encoded = base64_bytes(bytes);
-        self.make_room(encoded);
-        self.0.resize(start + encoded, 0);
-        let space = self.0.get_mut(start..).unwrap_or_default();
-        let written = BASE64_STANDARD.encode_slice(bytes, space);
-        debug_assert_eq!(
-            written,
-            Ok(encoded),
-            "the space is exactly what base64 takes"
-        );
+        self.append(base64_bytes(bytes), |out| push_base64(out, bytes));
     }
+}
+
+fn push_base64(out: &mut Vec<u8>, bytes: &[u8]) {
+    let start = out.len();
+    let encoded = base64_bytes(bytes);
+    out.resize(start + encoded, 0);
+    let space = out.get_mut(start..).unwrap_or_default();
+    let written = BASE64.encode_slice(bytes, space);
+    debug_assert_eq!(
+        written,
+        Ok(encoded),
+        "the space is exactly what base64 takes"
+    );
 }
 
 impl AsRef<[u8]> for SecretBuf {
@@ -97,37 +121,37 @@ fn wrapped_bytes(edek: &[u8]) -> usize {
 /// A DEK in padded base64: 44 characters.
 const DEK_BASE64_BYTES: usize = Dek::LEN.div_ceil(3) * 4;
 
-fn push_wrapped(out: &mut SecretBuf, dek: &Dek, edek: &[u8]) {
-    out.push(br#"{"dek":""#);
-    out.push_base64(dek.expose());
-    out.push(br#"","edek":""#);
-    out.push_base64(edek);
-    out.push(br#""}"#);
+fn push_wrapped(out: &mut Vec<u8>, dek: &Dek, edek: &[u8]) {
+    out.extend_from_slice(br#"{"dek":""#);
+    push_base64(out, dek.expose());
+    out.extend_from_slice(br#"","edek":""#);
+    push_base64(out, edek);
+    out.extend_from_slice(br#""}"#);
 }
 
-fn push_unwrapped(out: &mut SecretBuf, dek: &Dek) {
-    out.push(br#"{"dek":""#);
-    out.push_base64(dek.expose());
-    out.push(br#""}"#);
+/// Bytes of `{"dek":"…"}`.
+const UNWRAPPED_BYTES: usize = br#"{"dek":""}"#.len() + DEK_BASE64_BYTES;
+
+fn push_unwrapped(out: &mut Vec<u8>, dek: &Dek) {
+    out.extend_from_slice(br#"{"dek":""#);
+    push_base64(out, dek.expose());
+    out.extend_from_slice(br#""}"#);
 }
 
-/// The answer to a wrap or rekey: `{"dek":…,"edek":…}`, both in padded base64.
+/// The answer to a wrap or rekey: `{"dek":…,"edek":…}`, both in padded base64. Uses `memory` if it is large enough; what it
+/// held is gone.
 #[must_use]
-pub fn wrapped(dek: &Dek, edek: &[u8]) -> SecretBuf {
-    let capacity = wrapped_bytes(edek);
-    let mut out = SecretBuf::with_capacity(capacity);
-    push_wrapped(&mut out, dek, edek);
-    debug_assert_eq!(out.0.len(), capacity, "computed up front");
+pub fn wrapped(memory: Vec<u8>, dek: &Dek, edek: &[u8]) -> SecretBuf {
+    let mut out = SecretBuf::in_memory(memory);
+    out.append(wrapped_bytes(edek), |out| push_wrapped(out, dek, edek));
     out
 }
 
-/// The answer to an unwrap: `{"dek":…}` in padded base64.
+/// The answer to an unwrap: `{"dek":…}` in padded base64. Uses `memory` as [`wrapped`] does.
 #[must_use]
-pub fn unwrapped(dek: &Dek) -> SecretBuf {
-    let capacity = br#"{"dek":""}"#.len() + DEK_BASE64_BYTES;
-    let mut out = SecretBuf::with_capacity(capacity);
-    push_unwrapped(&mut out, dek);
-    debug_assert_eq!(out.0.len(), capacity, "computed up front");
+pub fn unwrapped(memory: Vec<u8>, dek: &Dek) -> SecretBuf {
+    let mut out = SecretBuf::in_memory(memory);
+    out.append(UNWRAPPED_BYTES, |out| push_unwrapped(out, dek));
     out
 }
 
@@ -163,14 +187,12 @@ impl BatchAnswer {
 
     /// The item `id` of a batch wrap succeeded.
     pub fn push_wrapped(&mut self, id: &str, dek: &Dek, edek: &[u8]) {
-        self.push_key_name(id, wrapped_bytes(edek));
-        push_wrapped(&mut self.keys, dek, edek);
+        self.push_key(id, wrapped_bytes(edek), |out| push_wrapped(out, dek, edek));
     }
 
     /// The item `id` of a batch unwrap succeeded.
     pub fn push_unwrapped(&mut self, id: &str, dek: &Dek) {
-        self.push_key_name(id, br#"{"dek":""}"#.len() + DEK_BASE64_BYTES);
-        push_unwrapped(&mut self.keys, dek);
+        self.push_key(id, UNWRAPPED_BYTES, |out| push_unwrapped(out, dek));
     }
 
     /// The item `id` failed. The message is for the client.
@@ -194,16 +216,18 @@ impl BatchAnswer {
         out
     }
 
-    fn push_key_name(&mut self, id: &str, value_bytes: usize) {
+    /// Makes room for all of an item at once, so that it moves the buffer at most once.
+    fn push_key(&mut self, id: &str, value_bytes: usize, value: impl FnOnce(&mut Vec<u8>)) {
         let first = self.keys.0.len() == Self::START.len();
-        // At once, so that an item moves the buffer at most once.
-        self.keys
-            .make_room(json::string_bytes(id) + value_bytes + 2);
-        if !first {
-            self.keys.push(b",");
-        }
-        self.keys.push_string(id);
-        self.keys.push(b":");
+        let bytes = json::string_bytes(id) + value_bytes + 2;
+        self.keys.append(bytes, |out| {
+            if !first {
+                out.push(b',');
+            }
+            json::push_string(out, id);
+            out.push(b':');
+            value(out);
+        });
     }
 }
 
@@ -230,6 +254,7 @@ pub fn error(code: TspCode, message: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use base64::prelude::BASE64_STANDARD;
     use proptest::prelude::*;
     use serde_json::{Map, Value as Json, json};
 
@@ -255,7 +280,7 @@ mod tests {
     #[test]
     fn a_wrap_is_answered_with_dek_and_edek() {
         let edek = "CkQKQExLVzFC1GHcTsaUu5xTCo64gXbPfnytck5kHVgAc3LVen9iLRnBlG9XFgaL8ntwr8g1WMZ0UOrD1qP3yd+4NXkQKQ==";
-        let answer = wrapped(&dek(), &BASE64_STANDARD.decode(edek).unwrap());
+        let answer = wrapped(Vec::new(), &dek(), &BASE64_STANDARD.decode(edek).unwrap());
         assert_eq!(
             text(answer),
             format!(r#"{{"dek":"r0QgDvzG+bVtsx0n3wEPmO/eUURXAdW5nASsbaIdmB8=","edek":"{edek}"}}"#)
@@ -264,7 +289,7 @@ mod tests {
 
     #[test]
     fn an_unwrap_is_answered_with_the_dek_only() {
-        let answer = unwrapped(&dek());
+        let answer = unwrapped(Vec::new(), &dek());
         assert_eq!(
             text(answer),
             r#"{"dek":"r0QgDvzG+bVtsx0n3wEPmO/eUURXAdW5nASsbaIdmB8="}"#
@@ -273,10 +298,10 @@ mod tests {
 
     #[test]
     fn an_answer_with_a_key_has_exactly_the_size_that_was_computed() {
-        let unwrapped = unwrapped(&dek());
+        let unwrapped = unwrapped(Vec::new(), &dek());
         assert_eq!(unwrapped.0.capacity(), unwrapped.0.len());
         for edek_bytes in 0..600 {
-            let wrapped = wrapped(&dek(), &vec![7; edek_bytes]);
+            let wrapped = wrapped(Vec::new(), &dek(), &vec![7; edek_bytes]);
             assert_eq!(wrapped.0.capacity(), wrapped.0.len());
         }
     }
@@ -286,7 +311,20 @@ mod tests {
         fn owner<T: AsRef<[u8]> + Send + 'static>(owner: T) -> T {
             owner
         }
-        assert_eq!(owner(unwrapped(&dek())).as_ref().len(), 54);
+        assert_eq!(owner(unwrapped(Vec::new(), &dek())).as_ref().len(), 54);
+    }
+
+    #[test]
+    fn memory_is_wiped_before_it_is_used_again() {
+        let mut answer = unwrapped(Vec::new(), &dek());
+        let (place, length) = (answer.0.as_ptr(), answer.0.len());
+        let mut memory = answer.take_wiped();
+        assert!(memory.is_empty() && answer.as_ref().is_empty());
+        memory.resize(length, 1);
+        assert_eq!(memory.as_ptr(), place);
+        let again = unwrapped(memory, &dek());
+        assert_eq!(again.0.as_ptr(), place);
+        assert_eq!(text(again), text(unwrapped(Vec::new(), &dek())));
     }
 
     #[test]
@@ -303,7 +341,7 @@ mod tests {
     #[test]
     fn a_buffer_does_not_print_what_it_holds() {
         assert_eq!(
-            format!("{:?}", unwrapped(&dek())),
+            format!("{:?}", unwrapped(Vec::new(), &dek())),
             "SecretBuf(54 bytes, redacted)"
         );
         let mut batch = BatchAnswer::with_capacity(1);

@@ -8,6 +8,7 @@ mod decode;
 use std::{borrow::Cow, fmt, mem};
 
 use simd_json::{Buffers, Tape};
+use smallvec::SmallVec;
 
 use self::decode::{Decode, Members};
 use super::DecodeError;
@@ -52,8 +53,11 @@ pub struct Metadata<'a> {
     /// The caller's own correlation id.
     pub request_id: Option<&'a str>,
     /// Anything else the caller wants in the audit trail. Names are unique; numbers and booleans are their JSON text.
-    pub custom_fields: Vec<(&'a str, Cow<'a, str>)>,
+    pub custom_fields: CustomFields<'a>,
 }
+
+/// Custom fields: name and value. Up to two take no memory of their own.
+pub type CustomFields<'a> = SmallVec<[(&'a str, Cow<'a, str>); 2]>;
 
 /// `document/wrap`: make a DEK and wrap it.
 #[derive(Clone, Debug, PartialEq, Eq)]

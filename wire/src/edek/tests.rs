@@ -339,16 +339,13 @@ fn unknown_fields_are_ignored_at_both_levels() {
     // Inside the entry, field 7, a string.
     bytes[1] += 3;
     bytes.splice(2..2, *b"\x3a\x01x");
-    assert_eq!(EncryptedDeks::from_bytes(&bytes), parse(UNLEASED));
+    assert_eq!(read_both_ways(&bytes), parse(UNLEASED));
 }
 
 #[test]
 fn groups_inside_groups_do_not_exhaust_the_stack() {
     let deep = vec![0x7b; EDEK_BYTES_MAX];
-    assert_eq!(
-        EncryptedDeks::from_bytes(&deep),
-        Err(InvalidEdek::NotProtobuf)
-    );
+    assert_eq!(read_both_ways(&deep), Err(InvalidEdek::NotProtobuf));
 }
 
 #[test]
@@ -413,6 +410,50 @@ fn any_entry() -> impl Strategy<Value = EncryptedDek> {
         )
 }
 
+/// What both readers say, which must be the same.
+fn read_both_ways(bytes: &[u8]) -> Result<EncryptedDeks, InvalidEdek> {
+    let owned = EncryptedDeks::from_bytes(bytes);
+    let borrowed = entries(bytes).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
+    match &owned {
+        Ok(edek) => {
+            let expected = edek.encrypted_deks.iter().map(|entry| Entry {
+                encrypted_dek_data: &entry.encrypted_dek_data,
+                kms_config_id: entry.kms_config_id,
+                leased_key_id: entry.leased_key_id,
+                leased_key_iv: &entry.leased_key_iv,
+                encrypted_leased_key_data: &entry.encrypted_leased_key_data,
+            });
+            assert_eq!(borrowed, Ok(expected.collect()));
+        }
+        Err(InvalidEdek::NoEntry) => assert_eq!(borrowed, Ok(Vec::new())),
+        Err(why) => assert_eq!(borrowed, Err(*why)),
+    }
+    owned
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn both_readers_agree_on_bytes_that_look_like_fields(
+        fields in prop::collection::vec((0..8_u8, 0..8_u8, prop::collection::vec(any::<u8>(), 0..12), 0..3_u8), 0..8),
+        nested: bool,
+    ) {
+        let mut bytes = Vec::new();
+        for (field, wire, content, lie) in fields {
+            bytes.push(field << 3 | wire);
+            if wire == 2 {
+                bytes.push(u8::try_from(content.len()).unwrap() + lie / 2);
+            }
+            bytes.extend(content);
+        }
+        if nested {
+            bytes.splice(0..0, [0x0a, u8::try_from(bytes.len()).unwrap()]);
+        }
+        drop(read_both_ways(&bytes));
+    }
+}
+
 proptest! {
     #[test]
     fn whatever_is_encoded_is_read_back(
@@ -420,6 +461,7 @@ proptest! {
         padded: bool,
     ) {
         let edek = EncryptedDeks { encrypted_deks };
+        prop_assert_eq!(&read_both_ways(&edek.encode_to_vec()), &Ok(edek.clone()));
         let mut text = BASE64_STANDARD.encode(edek.encode_to_vec());
         if !padded {
             text.truncate(text.trim_end_matches('=').len());
@@ -445,7 +487,8 @@ proptest! {
             encrypted_leased_key_data: wrapped,
             tenant_id: vec![],
         };
-        let edek = form.edek(&iv, &data);
+        let mut edek = vec![1, 2, 3];
+        form.write(&mut edek, &iv, &data);
         prop_assert!(!looks_like_alloy_header(&edek));
         prop_assert_eq!(edek, EncryptedDeks { encrypted_deks: vec![entry] }.encode_to_vec());
     }
@@ -488,7 +531,7 @@ proptest! {
         let mut bytes = decoded(LEASED_WITH_TENANT);
         let index = index.index(bytes.len());
         bytes[index] = byte;
-        let _ = EncryptedDeks::from_bytes(&bytes);
-        let _ = EncryptedDeks::from_bytes(&bytes[..cut.index(bytes.len())]);
+        drop(read_both_ways(&bytes));
+        drop(read_both_ways(&bytes[..cut.index(bytes.len())]));
     }
 }

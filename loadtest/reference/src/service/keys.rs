@@ -93,7 +93,9 @@ impl Lease {
             .seal_in_place_separate_tag(nonce, Aad::empty(), encrypted)
             .ok()?;
         tag.copy_from_slice(made.as_ref());
-        Some(self.form.edek(&iv, &sealed))
+        let mut edek = Vec::new();
+        self.form.write(&mut edek, &iv, &sealed);
+        Some(edek)
     }
 }
 

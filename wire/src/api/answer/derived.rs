@@ -290,7 +290,7 @@ mod tests {
                         let number = one.secret.number();
                         let key = deriver(number, derivation).derive(name);
                         json!({
-                            "derivedKey": base64::Engine::encode(&base64::prelude::BASE64_STANDARD, key.expose()),
+                            "derivedKey": ::base64::Engine::encode(&::base64::prelude::BASE64_STANDARD, key.expose()),
                             "tenantSecretId": number,
                             "current": one.current,
                         })

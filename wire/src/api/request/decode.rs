@@ -12,7 +12,7 @@ use simd_json::{
 };
 
 use super::{
-    BatchUnwrapRequest, BatchWrapRequest, DeriveRequest, EVENT_BYTES_MAX, Metadata,
+    BatchUnwrapRequest, BatchWrapRequest, CustomFields, DeriveRequest, EVENT_BYTES_MAX, Metadata,
     OperationCounts, RekeyRequest, ReportOperationsRequest, SECRET_PATH_BYTES_MAX,
     SecurityEventRequest, UnwrapRequest, WrapRequest,
 };
@@ -308,16 +308,14 @@ fn members_of<'t, 'a>(object: &Object<'t, 'a>) -> impl Iterator<Item = (&'a str,
         .map(|(_, member)| member)
 }
 
-fn custom_fields_in<'a>(
-    value: Option<Value<'_, 'a>>,
-) -> Result<Vec<(&'a str, Cow<'a, str>)>, DecodeError> {
+fn custom_fields_in<'a>(value: Option<Value<'_, 'a>>) -> Result<CustomFields<'a>, DecodeError> {
     let Some(value) = given(value) else {
-        return Ok(Vec::new());
+        return Ok(CustomFields::new());
     };
     let object = value
         .as_object()
         .ok_or_else(|| wrong_type("customFields", "an object or null", value))?;
-    let mut fields = Vec::with_capacity(object.len());
+    let mut fields = CustomFields::with_capacity(object.len());
     for (name, value) in members_of(&object) {
         if !value.is_null() {
             let text = scalar_text(value).ok_or_else(|| {

@@ -62,7 +62,9 @@ fn a_wrap_with_every_field_is_read() {
             source_ip: Some("f"),
             object_id: Some("o/1"),
             request_id: Some("r-17"),
-            custom_fields: vec![("table", Cow::Borrowed("customers"))],
+            custom_fields: [("table", Cow::Borrowed("customers"))]
+                .into_iter()
+                .collect(),
         }
     ));
 }
@@ -254,7 +256,7 @@ fn the_last_of_duplicate_members_counts_and_only_it_is_checked() {
         assert_eq!((metadata.tenant_id, metadata.requesting_id), ("acme", "me"));
         assert_eq!(metadata.data_label, None);
         assert_eq!(
-            metadata.custom_fields,
+            metadata.custom_fields.as_slice(),
             [("a", "2".into()), ("c", "4".into())]
         );
     });
