@@ -12,7 +12,7 @@ use crate::{
     admission::{Admission, TenantLoad, TenantNumber},
     dek::{open_leased, seal_leased},
     metrics::{Endpoint, KeyOperation, ShardMetrics, TenantNames},
-    places::Places,
+    places::{Places, Turn},
     snapshot::SnapshotSlot,
 };
 
@@ -48,7 +48,9 @@ impl Lease {
     #[must_use]
     pub fn wrap(&self, dek: &Dek, iv: &[u8; LeasedForm::IV_BYTES]) -> Option<Vec<u8>> {
         let data = seal_leased(&self.cipher, iv, dek)?;
-        Some(self.form.edek(iv, &data))
+        let mut edek = Vec::new();
+        self.form.write(&mut edek, iv, &data);
+        Some(edek)
     }
 
     /// The DEK of an EDEK's parts.
@@ -116,7 +118,7 @@ impl Pools {
     #[must_use]
     pub fn connection(&self) -> bool {
         let taken = self.places.take(self.load.number);
-        taken.is_ok_and(|mut place| place.try_recv().is_ok())
+        matches!(taken, Ok(Turn::Now(_)))
     }
 }
 

@@ -2,20 +2,24 @@
 //!
 //! No timer runs per request. Each connection notes what it is doing and since when; one task per shard looks at all of
 //! them twice a second and closes what is over its time.
+//!
+//! A connection that nobody has used for some seconds rests: hyper and its 16 KiB of buffers are given back, and only the
+//! stream is kept, until its next byte comes.
 
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     future::Future as _,
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
     time::Instant,
 };
 
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use bytes::Bytes;
+use hyper::{Method, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tsp_rt::{Rt, Stream};
@@ -44,6 +48,12 @@ enum Phase {
 struct State {
     phase: Cell<Phase>,
     since: Cell<Instant>,
+    /// Whether hyper has nothing left of the last request: its body was read to the end.
+    whole: Cell<bool>,
+    /// Whether something was written and not yet flushed.
+    unsent: Cell<bool>,
+    /// Whether it may rest.
+    rest: Cell<bool>,
     draining: Cell<bool>,
     closed: Cell<Option<ClosedBy>>,
     waker: RefCell<Option<Waker>>,
@@ -53,6 +63,12 @@ impl State {
     fn enter(&self, phase: Phase, now: Instant) {
         self.phase.set(phase);
         self.since.set(now);
+        self.rest.set(false);
+    }
+
+    /// Whether nothing would be lost without hyper: between two requests, all read and all sent.
+    fn rests(&self) -> bool {
+        self.rest.get() && self.phase.get() == Phase::Idle && self.whole.get() && !self.unsent.get()
     }
 
     fn wake(&self) {
@@ -117,8 +133,14 @@ impl Connections {
                 Phase::Head => (ClosedBy::HeadTimeout, limits.head_timeout),
                 Phase::Busy => continue,
             };
-            if now.saturating_duration_since(state.since.get()) > max {
+            let time = now.saturating_duration_since(state.since.get());
+            if time > max {
                 state.closed.set(Some(reason));
+                state.wake();
+            } else if time > limits.rest_after
+                && reason == ClosedBy::IdleTimeout
+                && !state.rest.replace(true)
+            {
                 state.wake();
             }
         }
@@ -131,6 +153,9 @@ impl Connections {
         let state = Rc::new(State {
             phase: Cell::new(Phase::Idle),
             since: Cell::new(now),
+            whole: Cell::new(true),
+            unsent: Cell::new(false),
+            rest: Cell::new(false),
             draining: Cell::new(self.draining.get()),
             closed: Cell::new(None),
             waker: RefCell::default(),
@@ -165,54 +190,146 @@ impl Drop for Registered {
 /// Serves one client connection to its end.
 pub(crate) async fn serve<R: Rt, S: Stream>(core: Rc<Core<R>>, stream: S, entry: Registered) {
     let state = Rc::clone(&entry.state);
-    let watched = Watched {
+    let mut watched = Watched {
         stream,
+        first: Bytes::new(),
         state: Rc::clone(&state),
         rt: core.rt.clone(),
     };
-    let service = service_fn(|request: hyper::Request<Incoming>| {
-        let (core, state) = (Rc::clone(&core), Rc::clone(&state));
-        async move {
-            let began = core.rt.now();
-            state.enter(Phase::Busy, began);
-            let response = api::serve(&core, request, began).await;
-            state.enter(Phase::Idle, core.rt.now());
-            Ok::<_, std::convert::Infallible>(response)
+    let ended = loop {
+        // In a place of its own, so that a connection at rest is small.
+        match Box::pin(speak(&core, &state, watched)).await {
+            Ok(Spoken::Over) => break Ok(()),
+            Ok(Spoken::Resting(resting)) => watched = resting,
+            Err(why) => break Err(why),
         }
+        match wait(&state, &mut watched).await {
+            Ok(true) => {}
+            Ok(false) => {
+                farewell(&mut watched).await;
+                break Ok(());
+            }
+            Err(why) => break Err(Broken::Closed(why)),
+        }
+    };
+    match ended {
+        Ok(()) => {}
+        Err(Broken::Http(why)) if why.is_parse_too_large() => {
+            core.metrics.closed(ClosedBy::HeadBytesMax);
+        }
+        Err(Broken::Http(why)) if why.is_parse() => core.metrics.closed(ClosedBy::BadHead),
+        // The client went away in the middle; nobody is left to tell.
+        Err(Broken::Http(why)) => tracing::debug!(%why, "a client connection broke off"),
+        Err(Broken::Closed(reason)) => core.metrics.closed(reason),
+    }
+}
+
+/// How hyper's work on a connection ended.
+enum Spoken<R, S> {
+    /// With the connection.
+    Over,
+    /// Nothing is to be done until the next byte comes.
+    Resting(Watched<R, S>),
+}
+
+enum Broken {
+    Http(hyper::Error),
+    Closed(ClosedBy),
+}
+
+/// Has hyper serve requests until the connection is over or may rest.
+async fn speak<R: Rt, S: Stream>(
+    core: &Rc<Core<R>>,
+    state: &Rc<State>,
+    watched: Watched<R, S>,
+) -> Result<Spoken<R, S>, Broken> {
+    let service = service_fn(|request: hyper::Request<Incoming>| async move {
+        let began = core.rt.now();
+        state.enter(Phase::Busy, began);
+        let reads_all = request.method() == Method::POST;
+        let response = api::serve(core, request, began).await;
+        // What succeeds has read its request's body to the end.
+        state.whole.set(reads_all && response.status().is_success());
+        state.enter(Phase::Idle, core.rt.now());
+        Ok::<_, std::convert::Infallible>(response)
     });
     // A client may close its sending side and still wait for the answer. There is no hyper timer: see the module's head.
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .half_close(true)
         .header_read_timeout(None)
         .max_buf_size(core.limits.head_bytes_max)
         .serve_connection(TokioIo::new(watched), service);
-    let mut connection = pin!(connection);
     let mut told_to_finish = false;
-    let ended = std::future::poll_fn(|cx| {
+    let rests = std::future::poll_fn(|cx| {
+        state.watch(cx);
+        if let Some(reason) = state.closed.get() {
+            return Poll::Ready(Err(Broken::Closed(reason)));
+        }
+        if state.draining.get() && !told_to_finish {
+            told_to_finish = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        match Pin::new(&mut connection).poll(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(false)),
+            Poll::Ready(Err(why)) => Poll::Ready(Err(Broken::Http(why))),
+            Poll::Pending if state.rests() && !told_to_finish => Poll::Ready(Ok(true)),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await?;
+    if !rests {
+        return Ok(Spoken::Over);
+    }
+    let parts = connection.into_parts();
+    let mut watched = parts.io.into_inner();
+    // The beginning of a request that came with the one before.
+    watched.first = parts.read_buf;
+    Ok(Spoken::Resting(watched))
+}
+
+/// Waits for a resting connection's next byte. `false` if there will be none.
+async fn wait<R: Rt, S: Stream>(
+    state: &State,
+    watched: &mut Watched<R, S>,
+) -> Result<bool, ClosedBy> {
+    if !watched.first.is_empty() {
+        return Ok(true);
+    }
+    let mut byte = [0];
+    let came = std::future::poll_fn(|cx| {
         state.watch(cx);
         if let Some(reason) = state.closed.get() {
             return Poll::Ready(Err(reason));
         }
-        if state.draining.get() && !told_to_finish {
-            told_to_finish = true;
-            connection.as_mut().graceful_shutdown();
+        if state.draining.get() {
+            return Poll::Ready(Ok(false));
         }
-        connection.as_mut().poll(cx).map(Ok)
+        let mut buf = ReadBuf::new(&mut byte);
+        Pin::new(&mut watched.stream)
+            .poll_read(cx, &mut buf)
+            .map(|read| Ok(read.is_ok() && !buf.filled().is_empty()))
+    })
+    .await?;
+    if came {
+        watched.first = Bytes::copy_from_slice(&byte);
+    }
+    Ok(came)
+}
+
+/// Ends a resting connection as hyper does, without waiting for a client that reads nothing.
+async fn farewell<R: Rt, S: Stream>(watched: &mut Watched<R, S>) {
+    std::future::poll_fn(|cx| {
+        drop(Pin::new(&mut watched.stream).poll_shutdown(cx));
+        Poll::Ready(())
     })
     .await;
-    match ended {
-        Ok(Ok(())) => {}
-        Ok(Err(why)) if why.is_parse_too_large() => core.metrics.closed(ClosedBy::HeadBytesMax),
-        Ok(Err(why)) if why.is_parse() => core.metrics.closed(ClosedBy::BadHead),
-        // The client went away in the middle; nobody is left to tell.
-        Ok(Err(why)) => tracing::debug!(%why, "a client connection broke off"),
-        Err(reason) => core.metrics.closed(reason),
-    }
 }
 
 /// A client's stream that notes when a request's first byte comes.
 struct Watched<R, S> {
     stream: S,
+    /// Read already, and still to be given to hyper.
+    first: Bytes,
     state: Rc<State>,
     rt: R,
 }
@@ -227,7 +344,13 @@ impl<R: Rt, S: Stream> AsyncRead for Watched<R, S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let read = if self.first.is_empty() {
+            Pin::new(&mut self.stream).poll_read(cx, buf)
+        } else {
+            let length = self.first.len().min(buf.remaining());
+            buf.put_slice(&self.first.split_to(length));
+            Poll::Ready(Ok(()))
+        };
         if buf.filled().len() > before && self.state.phase.get() == Phase::Idle {
             self.state.enter(Phase::Head, self.rt.now());
         }
@@ -241,11 +364,16 @@ impl<R: Rt, S: Stream> AsyncWrite for Watched<R, S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.state.unsent.set(true);
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if flushed.is_ready() {
+            self.state.unsent.set(false);
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

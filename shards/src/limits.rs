@@ -25,7 +25,10 @@ pub struct Limits {
     /// TLS handshakes that one shard has under way at a time, most of them waiting for their client. Each costs about
     /// 20 KiB; above this the newest is closed.
     pub handshakes_max: usize,
-    /// Connections of one shard. Each costs about 20 KiB; above this the newest is closed.
+    /// Silence after which a connection rests, so that it costs 1 KiB instead of 20. Its next request takes one more system
+    /// call.
+    pub rest_after: Duration,
+    /// Connections of one shard. Each costs about 20 KiB while it is used; above this the newest is closed.
     pub connections_max: usize,
     /// Requests that one shard works on at a time. More are told to come back.
     pub inflight_max: usize,
@@ -77,6 +80,7 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(120),
+            rest_after: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(5),
             handshakes_max: 1_024,
             connections_max: 16_384,

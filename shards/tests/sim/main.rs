@@ -13,6 +13,7 @@
 mod balance;
 mod isolation;
 mod leases;
+mod rest;
 mod secrets;
 mod way;
 mod world;

@@ -31,9 +31,9 @@ use tsp_wire::{
 
 use crate::secrets::Keeper;
 
-const API_KEY: &str = "0123456789abcdef";
+pub(crate) const API_KEY: &str = "0123456789abcdef";
 /// Where each shard listens. In the simulation they cannot share an address as they do in life.
-fn shard_address(index: usize) -> SocketAddr {
+pub(crate) fn shard_address(index: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1 + index as u8], 7777))
 }
 
