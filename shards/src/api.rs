@@ -174,13 +174,14 @@ async fn answer<R: Rt>(
         ray_id,
         kms_kind,
     };
+    // The larger ones have a place of their own, so that the usual request is small.
     match route.unwrap_or(Endpoint::Other) {
         Endpoint::Wrap => wrap::wrap(op, bytes).await,
         Endpoint::Unwrap => unwrap::unwrap(op, bytes).await,
-        Endpoint::BatchWrap => batch::batch_wrap(op, bytes).await,
-        Endpoint::BatchUnwrap => batch::batch_unwrap(op, bytes).await,
-        Endpoint::Rekey => rekey::rekey(op, bytes).await,
-        Endpoint::Derive => derive::derive(op, bytes).await,
+        Endpoint::BatchWrap => Box::pin(batch::batch_wrap(op, bytes)).await,
+        Endpoint::BatchUnwrap => Box::pin(batch::batch_unwrap(op, bytes)).await,
+        Endpoint::Rekey => Box::pin(rekey::rekey(op, bytes)).await,
+        Endpoint::Derive => Box::pin(derive::derive(op, bytes)).await,
         Endpoint::SecurityEvent | Endpoint::ReportOperations | Endpoint::Other => {
             Err(OpError::UnknownPath)
         }

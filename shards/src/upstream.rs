@@ -75,7 +75,7 @@ const WAITING_FOR_ANSWER: &str = "waiting for the KMS";
 
 /// A connection that was in use within this time is not looked at once more, which takes a system call: nobody closes what
 /// has just answered, unless the answer says so. On a busy shard that is nearly all of them.
-const LOOKED_AT_AFTER: Duration = Duration::from_millis(10);
+const LOOKED_AT_AFTER: Duration = Duration::from_millis(100);
 
 /// Longest wait for a connection to become ready again after its answer has been read.
 const READY_WAIT_MAX: Duration = Duration::from_millis(100);
@@ -432,7 +432,8 @@ impl<R: Rt> Pool<R> {
                 result => return result.map_err(|unanswered| unanswered.why),
             }
         }
-        let line = self.connect(deadline).await?;
+        // In a place of its own: it is rare, and large, and would make every call's task as large.
+        let line = Box::pin(self.connect(deadline)).await?;
         self.by(
             attempt_ends(self.rt.now()),
             WAITING_FOR_ANSWER,
