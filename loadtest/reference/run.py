@@ -47,6 +47,7 @@ OPEN_SECONDS = 10
 HEADLINE_RATE, HEADLINE_SECONDS = 25_000, 10
 WARM_TENANTS = 2_000
 IDLE_CONNECTIONS = 10_000
+REST_SECONDS = 5
 
 
 class Stand:
@@ -168,6 +169,8 @@ def process(stand):
         figures["start_ms"] = (time.perf_counter() - began) * 1e3
         figures["idle_mib"] = machine.resident_mib(server.pid)
         held = idle_connections(server)
+        # Until they rest, and what they used has gone back to the system.
+        time.sleep(REST_SECONDS)
         figures["connections_mib"] = machine.resident_mib(server.pid) if held else None
         for one in held:
             one.close()
