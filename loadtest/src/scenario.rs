@@ -425,6 +425,7 @@ mod tests {
                 "batch",
                 "cold-start",
                 "gcp",
+                "headline",
                 "knee",
                 "leased",
                 "sidecar",
