@@ -40,9 +40,16 @@ fn examine(kms: &AwsKms) -> (Option<i32>, Value) {
     for secret in [&kms.user.secret_access_key, &kms.user.access_key_id] {
         assert!(!ended.output.contains(secret.as_str()), "{}", ended.output);
     }
-    let json = ended.output.find('{').zip(ended.output.rfind('}'));
+    // Its sentence for people comes by another pipe, and may stand between any two lines.
+    let report: Vec<_> = ended
+        .output
+        .lines()
+        .filter(|line| !line.starts_with("tsp: "))
+        .collect();
+    let report = report.join("\n");
+    let json = report.find('{').zip(report.rfind('}'));
     let (from, to) = json.unwrap_or_else(|| panic!("no JSON: {}", ended.output));
-    let report: Value = serde_json::from_str(&ended.output[from..=to])
+    let report: Value = serde_json::from_str(&report[from..=to])
         .unwrap_or_else(|why| panic!("{why}: {}", ended.output));
     assert_eq!(report["kms"].as_array().map(Vec::len), Some(1), "{report}");
     (ended.code, report["kms"][0].clone())
