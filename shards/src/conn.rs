@@ -248,7 +248,8 @@ async fn speak<R: Rt, S: Stream>(
         state.enter(Phase::Busy, began);
         let reads_all = request.method() == Method::POST;
         let response = api::serve(core, request, began).await;
-        // What succeeds has read its request's body to the end.
+        // What succeeds has read its request's body to the end. hyper closes a connection with an unread one by itself; that it
+        // never rests is not left to that.
         state.whole.set(reads_all && response.status().is_success());
         state.enter(Phase::Idle, core.rt.now());
         Ok::<_, std::convert::Infallible>(response)
