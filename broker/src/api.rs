@@ -169,6 +169,18 @@ fn key(text: &str) -> Result<[u8; envelope::KEY_BYTES], ApiError> {
         .ok_or_else(|| ApiError::Invalid("a key is not base64 of 32 bytes".to_owned()))
 }
 
+/// Refuses what cannot be a signature with its key. Whether it is good is for who uses what is signed to say.
+fn check_signature(signer: &str, signature: &str) -> Result<(), ApiError> {
+    key(signer)?;
+    let bytes = STANDARD.decode(signature).unwrap_or_default();
+    if bytes.len() == envelope::SIGNATURE_BYTES {
+        Ok(())
+    } else {
+        let why = "a signature is not base64 of 64 bytes";
+        Err(ApiError::Invalid(why.to_owned()))
+    }
+}
+
 /// Refuses what cannot be an envelope of `epoch`. What is in it only its readers can tell.
 fn check_envelope(text: &str, epoch: u32) -> Result<(), ApiError> {
     let bytes = STANDARD.decode(text).ok();

@@ -17,6 +17,7 @@ use rand_core::UnwrapErr;
 use sha2::{Digest as _, Sha256};
 use tsp_wire::{
     Secret,
+    account::signed,
     envelope::{
         self, Binding, Epoch, KEY_BYTES, Kind, PrivateKey, PublicKey, SegmentKey, SigningKey,
         Vendor, VendorFingerprint,
@@ -24,7 +25,7 @@ use tsp_wire::{
 };
 use zeroize::Zeroizing;
 
-use crate::model::{AdminKeys, Member, SegmentDoc, Session};
+use crate::model::{AdminKeys, Assign, AssignmentState, Member, SegmentDoc, Session};
 
 /// Memory that Argon2id takes, in KiB: RFC 9106's second recommendation, as its passes below.
 const ARGON2_KIB: u32 = 64 * 1024;
@@ -275,46 +276,89 @@ impl VendorKeys {
             .then_some(key)
     }
 
-    /// A content, sealed to the segment. `None` if it is too large.
-    pub(crate) fn seal(
-        &self,
-        kind: Kind,
-        object: i64,
-        schema: u16,
-        revision: i64,
-        content: &[u8],
-    ) -> Option<String> {
-        let binding = self.binding(kind, object, schema, revision)?;
-        self.seal_to(&self.segment.public(), &binding, content)
+    /// What seals for this vendor, in its own name.
+    pub(crate) fn sealer(&self) -> Sealer<'_> {
+        Sealer {
+            vendor: self.vendor,
+            key: self.segment_key(),
+            signing: &self.signing,
+        }
     }
 
-    /// Opens what was sealed to the segment.
-    pub(crate) fn unseal(
-        &self,
-        kind: Kind,
-        object: i64,
-        schema: u16,
-        revision: i64,
-        sealed: &str,
-    ) -> Option<Zeroizing<Vec<u8>>> {
-        let binding = self.binding(kind, object, schema, revision)?;
+    /// Opens what was sealed to the segment; the signature is still before its content.
+    pub(crate) fn unseal(&self, object: &Object, sealed: &str) -> Option<Zeroizing<Vec<u8>>> {
+        let binding = object.binding(self.vendor)?;
         let sealed = STANDARD.decode(sealed).ok()?;
         envelope::open(&self.segment, self.epoch, &binding, &sealed).ok()
     }
 
-    fn binding(&self, kind: Kind, object: i64, schema: u16, revision: i64) -> Option<Binding> {
-        Some(Binding {
-            vendor: self.vendor,
-            kind,
-            schema,
-            object: u64::try_from(object).ok()?,
-            revision: u64::try_from(revision).ok()?,
-        })
+    /// What was sealed to the segment, sealed to the key of another epoch. Whose signature it has does not change.
+    pub(crate) fn sealed_anew(&self, new: &Self, object: &Object, sealed: &str) -> Option<String> {
+        let signed = self.unseal(object, sealed)?;
+        let binding = object.binding(new.vendor)?;
+        new.seal_to(&new.segment.public(), &binding, &signed)
     }
 
     fn seal_to(&self, key: &PublicKey, binding: &Binding, content: &[u8]) -> Option<String> {
-        let sealed = envelope::seal(key, self.epoch, binding, content, &mut random()).ok()?;
-        Some(STANDARD.encode(sealed))
+        sealed(key, self.epoch, binding, content)
+    }
+}
+
+fn sealed(key: &PublicKey, epoch: Epoch, binding: &Binding, content: &[u8]) -> Option<String> {
+    let sealed = envelope::seal(key, epoch, binding, content, &mut random()).ok()?;
+    Some(STANDARD.encode(sealed))
+}
+
+/// What is in an envelope.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Object {
+    pub(crate) kind: Kind,
+    pub(crate) id: i64,
+    pub(crate) schema: u16,
+    pub(crate) revision: i64,
+}
+
+impl Object {
+    fn binding(&self, vendor: Vendor) -> Option<Binding> {
+        Some(Binding {
+            vendor,
+            kind: self.kind,
+            schema: self.schema,
+            object: u64::try_from(self.id).ok()?,
+            revision: u64::try_from(self.revision).ok()?,
+        })
+    }
+}
+
+/// Signs and seals for a vendor's proxies: the one way to make a configuration or an assignment, for a vendor's admin, a
+/// tenant's, and a bridge.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sealer<'a> {
+    pub(crate) vendor: Vendor,
+    /// The vendor's segment key, whose signature the caller has checked.
+    pub(crate) key: SegmentKey,
+    /// A key that the vendor vouches for, or the vendor's own.
+    pub(crate) signing: &'a SigningKey,
+}
+
+impl Sealer<'_> {
+    /// A content, signed and sealed to the segment. `tenant` is a logging configuration's, and else empty. `None` if the
+    /// content is too large.
+    pub(crate) fn seal(&self, object: &Object, tenant: &str, content: &[u8]) -> Option<String> {
+        let binding = object.binding(self.vendor)?;
+        let signed = signed::sign_content(self.signing, &binding, tenant, content)?;
+        sealed(&self.key.public, self.key.epoch, &binding, &signed)
+    }
+
+    /// The assignment of a KMS config to a tenant, signed.
+    pub(crate) fn assign(&self, kms: i64, tenant: &str, state: AssignmentState) -> Option<Assign> {
+        let kms = u64::try_from(kms).ok()?;
+        let signature = signed::sign_assignment(self.signing, self.vendor, kms, tenant)?;
+        Some(Assign {
+            state,
+            signer: STANDARD.encode(self.signing.verifying().as_bytes()),
+            signature: STANDARD.encode(signature),
+        })
     }
 }
 

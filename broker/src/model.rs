@@ -176,7 +176,7 @@ pub struct NewAccount {
     /// The segment's private key, sealed to the account. Only for proxies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed_key: Option<String>,
-    /// The vendor's word that the encryption key is a member's.
+    /// The vendor's word: that the encryption key is a member's, or that the signing key is a bridge's.
     pub certificate: String,
     /// The epoch of that key.
     pub epoch: u32,
@@ -299,6 +299,18 @@ pub struct AssignmentState {
     pub active: bool,
     /// Whether new data is encrypted with it.
     pub primary: bool,
+}
+
+/// An assignment to be made or changed, and the signature of who makes it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Assign {
+    /// How it is assigned.
+    #[serde(flatten)]
+    pub state: AssignmentState,
+    /// Ed25519 key of the signer.
+    pub signer: String,
+    /// The signature.
+    pub signature: String,
 }
 
 /// A tenant's logging configuration.

@@ -6,6 +6,7 @@
 
 pub mod env;
 pub mod kms;
+pub mod signed;
 mod snapshot;
 pub mod token;
 
@@ -15,7 +16,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
 pub use self::snapshot::{
-    Assignment, ConfigError, KmsConfig, LoggingConfig, OpenSegment, RefusedSecret,
+    Assignment, ConfigError, KmsConfig, LoggingConfig, OpenSegment, OpenedKmsConfig, RefusedSecret,
     SNAPSHOT_BYTES_MAX, SNAPSHOT_FORMAT, SecretOffer, SecretOutcome, SecretsAnswer, SecretsRequest,
     Seen, Segment, SnapshotAnswer, SnapshotError, Tenant, TenantSecret,
 };

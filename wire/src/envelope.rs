@@ -96,7 +96,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const fn byte(self) -> u8 {
+    pub(crate) const fn byte(self) -> u8 {
         match self {
             Self::KmsConfig => 1,
             Self::LoggingConfig => 2,

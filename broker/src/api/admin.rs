@@ -16,14 +16,16 @@ use tsp_wire::{
     envelope::{Epoch, PublicKey, SegmentKey, VerifyingKey},
 };
 
-use super::{ApiError, Shared, bearer, check_envelope, json as read, key, token_hash};
+use super::{
+    ApiError, Shared, bearer, check_envelope, check_signature, json as read, key, token_hash,
+};
 use crate::{
     clock,
     model::{
-        AcceptAdmin, Accepted, AccountDoc, AdminDoc, AssignmentState, ChangeDoc, Grant, Invitation,
-        Invite, InviteAdmin, KmsDoc, KmsSummary, LoggingDoc, LoggingState, Login, Member,
-        NewAccount, NewTenant, NewVendor, Reserve, Reserved, Role, RotateSecret, Rotation, Sealed,
-        SecretDoc, SegmentDoc, Session, TenantChange, TenantDoc,
+        AcceptAdmin, Accepted, AccountDoc, AdminDoc, Assign, ChangeDoc, Grant, Invitation, Invite,
+        InviteAdmin, KmsDoc, KmsSummary, LoggingDoc, LoggingState, Login, Member, NewAccount,
+        NewTenant, NewVendor, Reserve, Reserved, Role, RotateSecret, Rotation, Sealed, SecretDoc,
+        SegmentDoc, Session, TenantChange, TenantDoc,
     },
     store::Admin,
 };
@@ -533,12 +535,14 @@ async fn assign(
     Path((kms, tenant)): Path<(i64, String)>,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
-    let state: AssignmentState = read(&body)?;
+    let wanted: Assign = read(&body)?;
+    check_signature(&wanted.signer, &wanted.signature)?;
     let mut change = shared
         .store
         .change(admin.vendor, &admin.actor(), clock::now_s())
         .await?;
-    change.assign(kms, &tenant, state).await?;
+    change.assign(kms, &tenant, &wanted).await?;
+    let state = wanted.state;
     let detail = json!({ "tenant": tenant, "active": state.active, "primary": state.primary });
     change
         .commit("assign", format!("kms {kms}"), &detail)

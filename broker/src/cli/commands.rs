@@ -33,7 +33,7 @@ use super::{
 use crate::{
     client::{Client, ClientError},
     clock,
-    keys::{AdminSecret, VendorKeys, random},
+    keys::{AdminSecret, Object, VendorKeys, random},
     model::{
         AccountDoc, AccountKind, AssignmentState, ChangeDoc, Invitation, Invite, KmsDoc,
         KmsSummary, LoggingDoc, LoggingState, Login, Member, NewAccount, NewTenant, NewVendor,
@@ -446,7 +446,9 @@ pub(super) async fn kms(command: Kms) -> Done {
 async fn assign(who: &Who, id: i64, tenant: &str, state: AssignmentState) -> Done {
     let desk = Desk::open(who).await?;
     let path = format!("/admin/1/kms/{id}/tenants/{}", segment_of(tenant));
-    desk.tell(Method::PUT, &path, &state).await?;
+    let sealer = desk.keys()?.sealer();
+    let assignment = sealer.assign(id, tenant, state).ok_or(FAILED)?;
+    desk.tell(Method::PUT, &path, &assignment).await?;
     desk.close().await
 }
 
@@ -466,7 +468,13 @@ fn sealed_kms(
     let kind = kms::kind(content).map_err(|why| why.to_string())?;
     kms::parse(id, leasing_allowed, content).map_err(|why| why.to_string())?;
     let KeyPath { key_path } = serde_json::from_slice(content).map_err(|why| why.to_string())?;
-    let envelope = keys.seal(Kind::KmsConfig, id, kms::SCHEMA, revision, content);
+    let object = Object {
+        kind: Kind::KmsConfig,
+        id,
+        schema: kms::SCHEMA,
+        revision,
+    };
+    let envelope = keys.sealer().seal(&object, "", content);
     Ok(KmsDoc {
         id,
         kind: kind.to_owned(),
@@ -495,7 +503,13 @@ pub(super) async fn logging(command: Logging) -> Done {
     };
     let revision = there.revision + 1;
     let keys = desk.keys()?;
-    let envelope = keys.seal(Kind::LoggingConfig, id, LOGGING_SCHEMA, revision, &content);
+    let object = Object {
+        kind: Kind::LoggingConfig,
+        id,
+        schema: LOGGING_SCHEMA,
+        revision,
+    };
+    let envelope = keys.sealer().seal(&object, &tenant, &content);
     let doc = LoggingDoc {
         id,
         schema: LOGGING_SCHEMA,
@@ -591,10 +605,14 @@ pub(super) async fn segment(command: Segment) -> Done {
     let numbers: Vec<_> = accounts.keys().map(i64::to_string).collect();
     let holders = numbers.join(", ");
     let anew = |kind: Kind, id: i64, content: &mut SealedContent| {
-        let (schema, revision) = (content.schema, content.revision);
-        let plain = old.unseal(kind, id, schema, revision, &content.envelope);
-        let sealed = plain.and_then(|plain| new.seal(kind, id, schema, revision, &plain));
-        content.envelope = sealed.ok_or_else(|| {
+        let object = Object {
+            kind,
+            id,
+            schema: content.schema,
+            revision: content.revision,
+        };
+        content.envelope = old
+            .sealed_anew(&new, &object, &content.envelope).ok_or_else(|| {
             format!("{kind:?} {id} does not open with the segment's key: the broker changed it. Delete it, or put it right first")
         })?;
         Ok::<_, String>(())

@@ -8,6 +8,7 @@ use tsp_wire::{
     account::{
         Assignment, KmsConfig, LoggingConfig, RefusedSecret, SNAPSHOT_FORMAT, SecretOffer,
         SecretOutcome, Segment, SnapshotAnswer, Tenant, TenantSecret,
+        signed::{InvitationKey, Signer},
     },
     api::SECRET_PATH_BYTES_MAX,
     derive::{RotationStatus, SecretType},
@@ -84,6 +85,7 @@ impl Store {
             logging_configs: Vec::new(),
             tenants: Vec::new(),
             secrets: Vec::new(),
+            signers: signers(&mut tx, account).await?,
         };
         let tenants = visible_tenants(&mut tx, account, &mut snapshot).await?;
         configs(&mut tx, account.vendor, &tenants, &mut snapshot).await?;
@@ -365,6 +367,53 @@ async fn visible_tenants(
     Ok(places)
 }
 
+/// Whose signatures count besides the vendor's: those of its bridges (also of revoked ones: what they made goes on), and those of
+/// tenants' organizations.
+async fn signers(tx: &mut Transaction<'static, Any>, account: &Account) -> Result<Vec<Signer>> {
+    let mut signers = Vec::new();
+    let bridges: Vec<(String, String)> = sqlx::query_as(
+        "SELECT signing_key, certificate FROM accounts WHERE vendor = $1 AND kind = 'bridge' ORDER BY config",
+    )
+    .bind(account.vendor)
+    .fetch_all(&mut **tx)
+    .await?;
+    for (key, signature) in bridges {
+        signers.push(Signer {
+            key: bytes(key)?,
+            tenant: None,
+            invitation: None,
+            signature: bytes(signature)?,
+        });
+    }
+    let organizations: Vec<(String, String, String, String, String)> = sqlx::query_as(
+        "SELECT t.id, o.vendor_key, t.organization_signature, t.invitation_key, t.invitation_signature FROM tenants t \
+         JOIN vendors o ON o.id = t.organization WHERE t.vendor = $1 AND t.archived = 0 AND t.organization_signature <> '' \
+         AND t.number IN (SELECT tt.tenant FROM tenant_tags tt JOIN account_tags at ON at.tag = tt.tag WHERE at.account = $2) \
+         ORDER BY t.number",
+    )
+    .bind(account.vendor)
+    .bind(account.config)
+    .fetch_all(&mut **tx)
+    .await?;
+    for (tenant, key, signature, invitation_key, invitation_signature) in organizations {
+        let invitation = if invitation_key.is_empty() {
+            None
+        } else {
+            Some(InvitationKey {
+                key: bytes(invitation_key)?,
+                signature: bytes(invitation_signature)?,
+            })
+        };
+        signers.push(Signer {
+            key: bytes(key)?,
+            tenant: Some(tenant),
+            invitation,
+            signature: bytes(signature)?,
+        });
+    }
+    Ok(signers)
+}
+
 /// Fills in the configurations of those tenants.
 async fn configs(
     tx: &mut Transaction<'static, Any>,
@@ -372,15 +421,15 @@ async fn configs(
     places: &HashMap<i64, usize>,
     snapshot: &mut SnapshotAnswer,
 ) -> Result<()> {
-    let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(
-        "SELECT a.tenant, a.kms, a.active, a.is_primary FROM assignments a JOIN tenants t ON t.number = a.tenant \
-         WHERE t.vendor = $1 ORDER BY a.tenant, a.kms",
+    let rows: Vec<(i64, i64, i64, i64, String, String)> = sqlx::query_as(
+        "SELECT a.tenant, a.kms, a.active, a.is_primary, a.signer, a.signature FROM assignments a \
+         JOIN tenants t ON t.number = a.tenant WHERE t.vendor = $1 ORDER BY a.tenant, a.kms",
     )
     .bind(vendor)
     .fetch_all(&mut **tx)
     .await?;
     let mut used = HashSet::new();
-    for (tenant, kms, active, primary) in rows {
+    for (tenant, kms, active, primary, signer, signature) in rows {
         let tenant = places
             .get(&tenant)
             .and_then(|at| snapshot.tenants.get_mut(*at));
@@ -390,11 +439,17 @@ async fn configs(
                 kms: unsigned(kms),
                 active: active != 0,
                 primary: primary != 0,
+                signer: bytes(signer)?,
+                signature: bytes(signature)?,
             });
         }
     }
+    // A tenant's own config is sealed to the vendor beside its assignment; in its own place it is sealed to the tenant.
     let rows: Vec<(i64, i64, i64, i64, String)> = sqlx::query_as(
-        "SELECT id, content_schema, revision, leasing_allowed, envelope FROM kms_configs WHERE vendor = $1 ORDER BY id",
+        "SELECT id, content_schema, revision, leasing_allowed, envelope FROM kms_configs WHERE vendor = $1 UNION ALL \
+         SELECT k.id, k.content_schema, k.revision, k.leasing_allowed, a.envelope FROM assignments a \
+         JOIN kms_configs k ON k.id = a.kms JOIN tenants t ON t.number = a.tenant \
+         WHERE t.vendor = $1 AND a.envelope <> '' ORDER BY 1",
     )
     .bind(vendor)
     .fetch_all(&mut **tx)

@@ -53,8 +53,8 @@ impl Store {
         }
         let mut tx = self.begin().await?;
         sqlx::query(
-            "INSERT INTO vendors (id, name, vendor_key, version, chain, epoch, segment_public, segment_signature, leasing_required) \
-             VALUES ($1, $2, $3, 0, '', 1, $4, $5, 0)",
+            "INSERT INTO vendors (id, kind, name, vendor_key, version, chain, epoch, segment_public, segment_signature, leasing_required) \
+             VALUES ($1, 'vendor', $2, $3, 0, '', 1, $4, $5, 0)",
         )
         .bind(new.id)
         .bind(&new.name)

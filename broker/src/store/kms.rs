@@ -7,7 +7,7 @@ use sqlx::Row as _;
 use tsp_wire::KmsConfigId;
 
 use super::{Change, Result, Store, StoreError};
-use crate::model::{AssignmentState, KmsDoc, KmsSummary};
+use crate::model::{Assign, AssignmentState, KmsDoc, KmsSummary};
 
 impl Store {
     /// The vendor's KMS configs, without their contents.
@@ -175,12 +175,8 @@ impl Change {
     }
 
     /// Assigns a KMS config to a tenant, or changes how it is assigned. A new primary takes the place of the old one.
-    pub(crate) async fn assign(
-        &mut self,
-        kms: i64,
-        tenant: &str,
-        state: AssignmentState,
-    ) -> Result<()> {
+    pub(crate) async fn assign(&mut self, kms: i64, tenant: &str, wanted: &Assign) -> Result<()> {
+        let state = wanted.state;
         if state.primary && !state.active {
             return Err(StoreError::Refused(
                 "only an active assignment can be primary",
@@ -204,9 +200,10 @@ impl Change {
             .await?;
         }
         sqlx::query(
-            "INSERT INTO assignments (tenant, kms, active, is_primary, created_by, created, updated) \
-             VALUES ($1, $2, $3, $4, $5, $6, $6) ON CONFLICT (tenant, kms) DO UPDATE SET active = excluded.active, \
-             is_primary = excluded.is_primary, updated = excluded.updated",
+            "INSERT INTO assignments (tenant, kms, active, is_primary, created_by, created, updated, signer, signature) \
+             VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8) ON CONFLICT (tenant, kms) DO UPDATE SET active = excluded.active, \
+             is_primary = excluded.is_primary, updated = excluded.updated, signer = excluded.signer, \
+             signature = excluded.signature",
         )
         .bind(tenant.number)
         .bind(kms)
@@ -214,6 +211,8 @@ impl Change {
         .bind(i64::from(state.primary))
         .bind(self.actor.clone())
         .bind(self.at)
+        .bind(&wanted.signer)
+        .bind(&wanted.signature)
         .execute(&mut *self.tx)
         .await?;
         Ok(())

@@ -1,4 +1,5 @@
-//! The tables, and how they came to be. A migration that has been released is never edited; another one follows.
+//! The tables, and how they came to be. `vendors` has every organization, a tenant's own too (`kind`): all that they share, such as
+//! admins, KMS configs and an audit trail, names it `vendor`. A migration that has been released is never edited; another one follows.
 
 use sqlx::AssertSqlSafe;
 
@@ -9,12 +10,12 @@ const MIGRATIONS: [&str; 1] = ["
 CREATE TABLE numbers (next BIGINT NOT NULL);
 INSERT INTO numbers (next) VALUES (1);
 CREATE TABLE vendors (
-    id BIGINT PRIMARY KEY, name TEXT NOT NULL, vendor_key TEXT NOT NULL, version BIGINT NOT NULL, chain TEXT NOT NULL,
+    id BIGINT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, vendor_key TEXT NOT NULL, version BIGINT NOT NULL, chain TEXT NOT NULL,
     epoch BIGINT NOT NULL, segment_public TEXT NOT NULL, segment_signature TEXT NOT NULL, leasing_required BIGINT NOT NULL);
 CREATE TABLE admins (
     id BIGINT PRIMARY KEY, vendor BIGINT NOT NULL REFERENCES vendors (id), email TEXT NOT NULL, role TEXT NOT NULL,
     login_key TEXT NOT NULL, public_key TEXT NOT NULL, vault TEXT NOT NULL, sealed_keys TEXT NOT NULL, certificate TEXT NOT NULL,
-    created BIGINT NOT NULL,
+    notify BIGINT NOT NULL DEFAULT 0, created BIGINT NOT NULL,
     UNIQUE (vendor, email));
 CREATE TABLE sessions (hash TEXT PRIMARY KEY, admin BIGINT NOT NULL REFERENCES admins (id), expires BIGINT NOT NULL);
 CREATE TABLE taken (id TEXT PRIMARY KEY, forget BIGINT NOT NULL);
@@ -32,12 +33,16 @@ CREATE TABLE account_tags (
 CREATE TABLE tenants (
     number BIGINT PRIMARY KEY, vendor BIGINT NOT NULL REFERENCES vendors (id), id TEXT NOT NULL, name TEXT NOT NULL,
     leasing_required BIGINT NOT NULL, claimed BIGINT NOT NULL, archived BIGINT NOT NULL, config_deleted BIGINT NOT NULL,
+    organization BIGINT REFERENCES vendors (id), invitation_key TEXT NOT NULL DEFAULT '',
+    invitation_signature TEXT NOT NULL DEFAULT '', organization_signature TEXT NOT NULL DEFAULT '',
+    link_signature TEXT NOT NULL DEFAULT '',
     created BIGINT NOT NULL, updated BIGINT NOT NULL, UNIQUE (vendor, id));
 CREATE TABLE tenant_tags (
     tenant BIGINT NOT NULL REFERENCES tenants (number), tag BIGINT NOT NULL REFERENCES tags (id),
     PRIMARY KEY (tenant, tag));
 CREATE TABLE invitations (
-    hash TEXT PRIMARY KEY, tenant BIGINT NOT NULL REFERENCES tenants (number), email TEXT NOT NULL, expires BIGINT NOT NULL);
+    hash TEXT PRIMARY KEY, tenant BIGINT NOT NULL REFERENCES tenants (number), email TEXT NOT NULL, expires BIGINT NOT NULL,
+    key TEXT NOT NULL DEFAULT '', signature TEXT NOT NULL DEFAULT '');
 CREATE TABLE admin_invitations (
     hash TEXT PRIMARY KEY, vendor BIGINT NOT NULL REFERENCES vendors (id), email TEXT NOT NULL, role TEXT NOT NULL,
     expires BIGINT NOT NULL);
@@ -48,11 +53,12 @@ CREATE TABLE kms_configs (
 CREATE TABLE assignments (
     tenant BIGINT NOT NULL REFERENCES tenants (number), kms BIGINT NOT NULL REFERENCES kms_configs (id),
     active BIGINT NOT NULL, is_primary BIGINT NOT NULL, created_by TEXT NOT NULL, created BIGINT NOT NULL,
-    updated BIGINT NOT NULL, PRIMARY KEY (tenant, kms));
+    updated BIGINT NOT NULL, signer TEXT NOT NULL, signature TEXT NOT NULL, envelope TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (tenant, kms));
 CREATE UNIQUE INDEX one_primary ON assignments (tenant) WHERE is_primary = 1;
 CREATE TABLE logging_configs (
     id BIGINT PRIMARY KEY, tenant BIGINT NOT NULL UNIQUE REFERENCES tenants (number), content_schema BIGINT NOT NULL,
-    revision BIGINT NOT NULL, envelope TEXT NOT NULL, updated BIGINT NOT NULL);
+    revision BIGINT NOT NULL, envelope TEXT NOT NULL, owner BIGINT NOT NULL REFERENCES vendors (id), updated BIGINT NOT NULL);
 CREATE TABLE secrets (
     id BIGINT PRIMARY KEY, tenant BIGINT NOT NULL REFERENCES tenants (number), type TEXT NOT NULL, path TEXT NOT NULL,
     status TEXT NOT NULL, edek TEXT NOT NULL, kms BIGINT NOT NULL REFERENCES kms_configs (id), created BIGINT NOT NULL,

@@ -375,8 +375,8 @@ impl Change {
             ));
         }
         sqlx::query(
-            "INSERT INTO logging_configs (id, tenant, content_schema, revision, envelope, updated) \
-             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO UPDATE SET content_schema = excluded.content_schema, \
+            "INSERT INTO logging_configs (id, tenant, content_schema, revision, envelope, updated, owner) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO UPDATE SET content_schema = excluded.content_schema, \
              revision = excluded.revision, envelope = excluded.envelope, updated = excluded.updated",
         )
         .bind(doc.id)
@@ -385,6 +385,7 @@ impl Change {
         .bind(doc.revision)
         .bind(&doc.envelope)
         .bind(self.at)
+        .bind(self.vendor)
         .execute(&mut *self.tx)
         .await?;
         Ok(json!({ "id": doc.id, "revision": doc.revision }))

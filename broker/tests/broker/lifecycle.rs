@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 use flate2::read::GzDecoder;
 use tsp_wire::{
     Secret,
-    account::{SNAPSHOT_PATH, SecretOutcome, Seen, SnapshotAnswer, SnapshotError},
+    account::{OpenedKmsConfig, SNAPSHOT_PATH, SecretOutcome, Seen, SnapshotAnswer, SnapshotError},
     envelope::{Epoch, OpenError},
     snapshot::KmsKeyDoc,
 };
@@ -20,8 +20,8 @@ fn aws(secret: &str) -> String {
     .to_string()
 }
 
-fn secret_of(config: tsp_wire::snapshot::KmsConfigDoc) -> Secret<String> {
-    match config.key {
+fn secret_of(config: OpenedKmsConfig) -> Secret<String> {
+    match config.doc.key {
         KmsKeyDoc::Aws {
             secret_access_key, ..
         } => secret_access_key,
@@ -54,17 +54,25 @@ fn a_configuration_lives_sealed_from_the_admin_to_the_proxy() {
         seen.advance(&first).unwrap();
         let config = segment.kms_config(&first.kms_configs[0]).unwrap();
         assert_eq!(
-            (config.id.to_string().as_str(), config.leasing_allowed),
+            (
+                config.doc.id.to_string().as_str(),
+                config.doc.leasing_allowed
+            ),
             (id, true)
         );
-        assert_eq!(secret_of(config).expose(), "CANARY-credential-1");
         let tenant = &first.tenants[0];
+        segment
+            .assignment("acme", &tenant.assignments[0], &config)
+            .unwrap();
+        assert_eq!(secret_of(config).expose(), "CANARY-credential-1");
         assert_eq!(
             (tenant.id.as_str(), &*tenant.tags),
             ("acme", &["default".to_owned()][..])
         );
         assert!(tenant.assignments[0].active && tenant.assignments[0].primary);
-        let log = segment.logging_config(&first.logging_configs[0]).unwrap();
+        let log = segment
+            .logging_config("acme", &first.logging_configs[0])
+            .unwrap();
         assert!(log.starts_with(br#"{"sink":"stdout""#));
         assert_eq!(tenant.logging, Some(first.logging_configs[0].id));
 
@@ -113,11 +121,13 @@ fn a_configuration_lives_sealed_from_the_admin_to_the_proxy() {
                 expected: Epoch(1)
             }
         )));
-        let log = segment.logging_config(&third.logging_configs[0]).unwrap();
+        let log = segment
+            .logging_config("acme", &third.logging_configs[0])
+            .unwrap();
         assert!(log.starts_with(br#"{"sink":"stdout""#));
 
         world.admin(&["kms", "disable", id, "acme"]);
-        let assignment = broker.snapshot(&account).tenants[0].assignments[0];
+        let assignment = broker.snapshot(&account).tenants[0].assignments[0].clone();
         assert!(!assignment.active && !assignment.primary);
 
         let export = world.admin(&["secrets", "export"]);

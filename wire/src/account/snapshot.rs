@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 use super::{
     env::ServiceAccount,
     kms::{self, KmsFormError},
+    signed::{self, Signer, Signers},
 };
 use crate::{
     derive::{RotationStatus, SecretType},
@@ -50,6 +51,9 @@ pub struct SnapshotAnswer {
     pub tenants: Vec<Tenant>,
     /// Their secrets, in every status.
     pub secrets: Vec<TenantSecret>,
+    /// Whose signatures count besides the vendor's own.
+    #[serde(default)]
+    pub signers: Vec<Signer>,
 }
 
 /// The segment's key of one epoch.
@@ -174,7 +178,7 @@ pub struct Tenant {
 }
 
 /// Links a tenant to a KMS config.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Assignment {
     /// Number of the KMS config.
@@ -183,6 +187,12 @@ pub struct Assignment {
     pub active: bool,
     /// Whether new data is encrypted with it.
     pub primary: bool,
+    /// Ed25519 key of who made the assignment, 32 bytes.
+    #[serde(default, with = "bytes")]
+    pub signer: Vec<u8>,
+    /// The signature: [`signed::sign_assignment`](super::signed::sign_assignment).
+    #[serde(default, with = "bytes")]
+    pub signature: Vec<u8>,
 }
 
 /// A tenant secret, wrapped.
@@ -375,6 +385,7 @@ impl SnapshotAnswer {
             vendor,
             epoch: key.epoch,
             private,
+            signers: Signers::new(vendor, vendor_key, &self.signers),
         })
     }
 }
@@ -385,6 +396,15 @@ pub struct OpenSegment {
     vendor: Vendor,
     epoch: Epoch,
     private: PrivateKey,
+    signers: Signers,
+}
+
+/// A KMS config that was opened, and who made it.
+#[derive(Debug)]
+pub struct OpenedKmsConfig {
+    /// Its content.
+    pub doc: KmsConfigDoc,
+    signer: VerifyingKey,
 }
 
 /// Why a configuration cannot be used.
@@ -392,6 +412,8 @@ pub struct OpenSegment {
 pub enum ConfigError {
     /// Its envelope does not open.
     Envelope(OpenError),
+    /// Nobody signed it whom the vendor vouches for: the broker, or who has its database, made it up.
+    NotSigned,
     /// Its content is of a schema that this program does not know.
     UnknownSchema(u16),
     /// Its content has not the form that it should have.
@@ -402,6 +424,9 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Envelope(why) => write!(f, "its envelope does not open: {why}"),
+            Self::NotSigned => {
+                f.write_str("nobody signed it whom the vendor vouches for: the broker made it up")
+            }
             Self::UnknownSchema(schema) => write!(f, "schema {schema} is not known here"),
             Self::Form(why) => why.fmt(f),
         }
@@ -411,28 +436,60 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 impl OpenSegment {
-    /// Opens a KMS config and reads it.
+    /// Opens a KMS config, makes sure of who made it, and reads it.
     ///
     /// # Errors
     /// [`ConfigError`]: the others may still be good.
-    pub fn kms_config(&self, config: &KmsConfig) -> Result<KmsConfigDoc, ConfigError> {
+    pub fn kms_config(&self, config: &KmsConfig) -> Result<OpenedKmsConfig, ConfigError> {
         if config.schema != kms::SCHEMA {
             return Err(ConfigError::UnknownSchema(config.schema));
         }
-        let content = self.content(&config.binding(self.vendor), &config.envelope)?;
+        let binding = config.binding(self.vendor);
+        let opened = self.content(&binding, &config.envelope)?;
+        let (signer, content) =
+            signed::verified(&binding, "", &opened).ok_or(ConfigError::NotSigned)?;
+        if !self.signers.knows(&signer) {
+            return Err(ConfigError::NotSigned);
+        }
         let id = i64::try_from(config.id).unwrap_or(i64::MAX);
-        kms::parse(id, config.leasing_allowed, &content).map_err(ConfigError::Form)
+        let doc = kms::parse(id, config.leasing_allowed, content).map_err(ConfigError::Form)?;
+        Ok(OpenedKmsConfig { doc, signer })
     }
 
-    /// Opens a logging configuration: JSON, which the log driver understands.
+    /// Makes sure that `assignment`, which is of `config`, was made by somebody who may: for a KMS config of the vendor's
+    /// somebody who speaks for the vendor, for one of a tenant's that tenant, and only for itself.
     ///
     /// # Errors
-    /// [`ConfigError::Envelope`].
+    /// [`ConfigError::NotSigned`]: the tenant must do without this one.
+    pub fn assignment(
+        &self,
+        tenant: &str,
+        assignment: &Assignment,
+        config: &OpenedKmsConfig,
+    ) -> Result<(), ConfigError> {
+        let good = u64::try_from(config.doc.id) == Ok(assignment.kms)
+            && self.signers.may_assign(&config.signer, tenant, assignment);
+        good.then_some(()).ok_or(ConfigError::NotSigned)
+    }
+
+    /// Opens the logging configuration of `tenant`, and makes sure of who made it: JSON, which the log driver understands.
+    ///
+    /// # Errors
+    /// [`ConfigError::Envelope`], [`ConfigError::NotSigned`].
     pub fn logging_config(
         &self,
+        tenant: &str,
         config: &LoggingConfig,
     ) -> Result<Zeroizing<Vec<u8>>, ConfigError> {
-        self.content(&config.binding(self.vendor), &config.envelope)
+        let binding = config.binding(self.vendor);
+        let opened = self.content(&binding, &config.envelope)?;
+        let (signer, content) =
+            signed::verified(&binding, tenant, &opened).ok_or(ConfigError::NotSigned)?;
+        if self.signers.speaks_for(&signer, tenant) {
+            Ok(Zeroizing::new(content.to_vec()))
+        } else {
+            Err(ConfigError::NotSigned)
+        }
     }
 
     fn content(
@@ -488,17 +545,22 @@ impl Seen {
 }
 
 /// Bytes as base64.
-mod bytes {
+pub(super) mod bytes {
     use std::borrow::Cow;
 
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(
+        bytes: &[u8],
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         to.collect_str(&base64::display::Base64Display::new(bytes, &STANDARD))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Vec<u8>, D::Error> {
         #[derive(Deserialize)]
         struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
         let Text(text) = Text::deserialize(from)?;

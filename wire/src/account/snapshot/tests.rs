@@ -2,7 +2,13 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 
 use super::*;
-use crate::{account::AccountId, envelope::SigningKey};
+use crate::{
+    account::{
+        AccountId,
+        signed::{InvitationKey, Voucher, sign_assignment, sign_content},
+    },
+    envelope::SigningKey,
+};
 
 /// A vendor, its segment at epoch 2, an account of it, and a snapshot for that.
 struct World {
@@ -14,6 +20,30 @@ struct World {
 
 const LOCAL: &str =
     r#"{"type":"LOCAL","credentials":{"key":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}}"#;
+
+fn sealed(
+    key: &SegmentKey,
+    signer: &SigningKey,
+    binding: &Binding,
+    tenant: &str,
+    content: &str,
+    random: &mut ChaCha20Rng,
+) -> Vec<u8> {
+    let signed = sign_content(signer, binding, tenant, content.as_bytes()).unwrap();
+    envelope::seal(&key.public, key.epoch, binding, &signed, random).unwrap()
+}
+
+fn assigned(signer: &SigningKey, vendor: Vendor, kms: u64, tenant: &str) -> Assignment {
+    Assignment {
+        kms,
+        active: true,
+        primary: true,
+        signer: signer.verifying().as_bytes().to_vec(),
+        signature: sign_assignment(signer, vendor, kms, tenant)
+            .unwrap()
+            .to_vec(),
+    }
+}
 
 fn world(seed: u64) -> World {
     let mut random = ChaCha20Rng::seed_from_u64(seed);
@@ -48,28 +78,16 @@ fn world(seed: u64) -> World {
         leasing_allowed: true,
         envelope: Vec::new(),
     };
-    config.envelope = envelope::seal(
-        &key.public,
-        epoch,
-        &config.binding(vendor),
-        LOCAL.as_bytes(),
-        &mut random,
-    )
-    .unwrap();
+    let binding = config.binding(vendor);
+    config.envelope = sealed(&key, &vendor_key, &binding, "", LOCAL, &mut random);
     let mut logging = LoggingConfig {
         id: 5,
         schema: 1,
         revision: 1,
         envelope: Vec::new(),
     };
-    logging.envelope = envelope::seal(
-        &key.public,
-        epoch,
-        &logging.binding(vendor),
-        b"{}",
-        &mut random,
-    )
-    .unwrap();
+    let binding = logging.binding(vendor);
+    logging.envelope = sealed(&key, &vendor_key, &binding, "acme", "{}", &mut random);
     let snapshot = SnapshotAnswer {
         format: SNAPSHOT_FORMAT,
         version: 9,
@@ -87,11 +105,7 @@ fn world(seed: u64) -> World {
             id: "acme".to_owned(),
             tags: vec!["eu".to_owned()],
             leasing_required: false,
-            assignments: vec![Assignment {
-                kms: 41,
-                active: true,
-                primary: true,
-            }],
+            assignments: vec![assigned(&vendor_key, vendor, 41, "acme")],
             logging: Some(5),
         }],
         secrets: vec![TenantSecret {
@@ -102,6 +116,7 @@ fn world(seed: u64) -> World {
             status: RotationStatus::InRotation,
             edek: vec![1, 2, 3],
         }],
+        signers: Vec::new(),
     };
     World {
         vendor_key,
@@ -121,21 +136,28 @@ fn a_snapshot_is_read_as_it_was_written_and_opens() {
     assert_eq!(read, snapshot);
     let segment = read.open(&account).unwrap();
     let config = segment.kms_config(&read.kms_configs[0]).unwrap();
-    assert_eq!((config.id, config.leasing_allowed), (41, true));
-    let logging = segment.logging_config(&read.logging_configs[0]);
+    assert_eq!((config.doc.id, config.doc.leasing_allowed), (41, true));
+    let assignment = &read.tenants[0].assignments[0];
+    assert_eq!(segment.assignment("acme", assignment, &config), Ok(()));
+    let logging = segment.logging_config("acme", &read.logging_configs[0]);
     assert_eq!(*logging.unwrap(), b"{}");
 }
 
 #[test]
 fn the_words_of_the_document_are_these() {
-    let json = serde_json::to_value(world(1).snapshot).unwrap();
+    let mut json = serde_json::to_value(world(1).snapshot).unwrap();
+    let assignment = &mut json["tenants"][0]["assignments"][0];
+    assert_eq!(assignment["signer"].as_str().unwrap().len(), 44);
+    assert_eq!(assignment["signature"].as_str().unwrap().len(), 88);
+    assignment["signer"] = "S".into();
+    assignment["signature"] = "s".into();
     assert_eq!(json["format"], 1);
     assert_eq!(json["segment"]["epoch"], 2);
     assert_eq!(
         json["tenants"][0],
         serde_json::json!({
             "id": "acme", "tags": ["eu"], "leasingRequired": false, "logging": 5,
-            "assignments": [{ "kms": 41, "active": true, "primary": true }],
+            "assignments": [{ "kms": 41, "active": true, "primary": true, "signer": "S", "signature": "s" }],
         })
     );
     assert_eq!(
@@ -301,4 +323,142 @@ fn a_snapshot_does_not_go_back() {
         },
         &mut seen,
     );
+}
+
+/// The world, with a signer that it may know, and a KMS config that this one made, assigned to `tenant`.
+fn with_config_of(
+    signer: &SigningKey,
+    tenant: &str,
+    known: impl FnOnce(&World) -> Vec<Signer>,
+) -> Result<(), ConfigError> {
+    let mut world = world(1);
+    world.snapshot.signers = known(&world);
+    let vendor = world.account.vendor();
+    let mut config = KmsConfig {
+        id: 42,
+        ..world.snapshot.kms_configs[0].clone()
+    };
+    let key = world.snapshot.segment.key().unwrap();
+    let binding = config.binding(vendor);
+    config.envelope = sealed(&key, signer, &binding, "", LOCAL, &mut world.random);
+    let segment = world.snapshot.open(&world.account).unwrap();
+    let opened = segment.kms_config(&config)?;
+    segment.assignment(tenant, &assigned(signer, vendor, 42, tenant), &opened)
+}
+
+fn vouched(world: &World, by: &SigningKey, voucher: Voucher<'_>, key: &SigningKey) -> Vec<u8> {
+    let signature = voucher.sign(by, world.account.vendor(), &key.verifying());
+    signature.unwrap().to_vec()
+}
+
+#[test]
+fn only_who_the_vendor_vouches_for_makes_configs_and_assignments() {
+    let key = |seed| SigningKey::from_seed(&[seed; 32]).unwrap();
+    let (signer, invitation, stranger) = (key(1), key(2), key(3));
+    let public = |key: &SigningKey| key.verifying().as_bytes().to_vec();
+
+    // A broker that seals to the public key.
+    let alone = with_config_of(&signer, "acme", |_| Vec::new());
+    assert_eq!(alone, Err(ConfigError::NotSigned));
+    // And vouches for itself.
+    let own = with_config_of(&signer, "acme", |world| {
+        vec![Signer {
+            key: public(&signer),
+            tenant: None,
+            invitation: None,
+            signature: vouched(world, &stranger, Voucher::Bridge, &signer),
+        }]
+    });
+    assert_eq!(own, Err(ConfigError::NotSigned));
+
+    let bridge = |world: &World| {
+        vec![Signer {
+            key: public(&signer),
+            tenant: None,
+            invitation: None,
+            signature: vouched(world, &world.vendor_key, Voucher::Bridge, &signer),
+        }]
+    };
+    assert_eq!(with_config_of(&signer, "acme", bridge), Ok(()));
+    assert_eq!(with_config_of(&signer, "globex", bridge), Ok(()));
+
+    let organization = |world: &World| {
+        let voucher = Voucher::Organization("acme");
+        vec![Signer {
+            key: public(&signer),
+            tenant: Some("acme".to_owned()),
+            invitation: None,
+            signature: vouched(world, &world.vendor_key, voucher, &signer),
+        }]
+    };
+    assert_eq!(with_config_of(&signer, "acme", organization), Ok(()));
+    assert_eq!(
+        with_config_of(&signer, "globex", organization),
+        Err(ConfigError::NotSigned)
+    );
+
+    // What one tenant's invitation is for does not help another's.
+    let invited = |invited_to: &'static str, organization_of: &'static str| {
+        let (signer, invitation) = (key(1), key(2));
+        move |world: &World| {
+            let voucher = Voucher::Invitation(invited_to);
+            let organization = Voucher::Organization(organization_of);
+            vec![Signer {
+                key: public(&signer),
+                tenant: Some(organization_of.to_owned()),
+                invitation: Some(InvitationKey {
+                    key: public(&invitation),
+                    signature: vouched(world, &world.vendor_key, voucher, &invitation),
+                }),
+                signature: vouched(world, &invitation, organization, &signer),
+            }]
+        }
+    };
+    let good = with_config_of(&signer, "acme", invited("acme", "acme"));
+    assert_eq!(good, Ok(()));
+    let other = with_config_of(&signer, "globex", invited("acme", "globex"));
+    assert_eq!(other, Err(ConfigError::NotSigned));
+    // The key of an invitation makes nothing itself.
+    let itself = with_config_of(&invitation, "acme", invited("acme", "acme"));
+    assert_eq!(itself, Err(ConfigError::NotSigned));
+}
+
+#[test]
+fn a_config_serves_whom_its_maker_assigned_it_to() {
+    let world = world(1);
+    let vendor = world.account.vendor();
+    let segment = world.snapshot.open(&world.account).unwrap();
+    let config = segment.kms_config(&world.snapshot.kms_configs[0]).unwrap();
+    let good = &world.snapshot.tenants[0].assignments[0];
+    let refused = Err(ConfigError::NotSigned);
+    // Moved to another tenant, to another config, made up.
+    assert_eq!(segment.assignment("globex", good, &config), refused);
+    let mut other = good.clone();
+    other.kms = 42;
+    assert_eq!(segment.assignment("acme", &other, &config), refused);
+    let stranger = SigningKey::from_seed(&[3; 32]).unwrap();
+    let forged = assigned(&stranger, vendor, 41, "acme");
+    assert_eq!(segment.assignment("acme", &forged, &config), refused);
+    let unsigned = Assignment {
+        signer: Vec::new(),
+        signature: Vec::new(),
+        ..good.clone()
+    };
+    assert_eq!(segment.assignment("acme", &unsigned, &config), refused);
+    // A tenant's organization does not help itself to a config of the vendor's.
+    let mut snapshot = world.snapshot.clone();
+    let organization = SigningKey::from_seed(&[4; 32]).unwrap();
+    let voucher = Voucher::Organization("acme");
+    snapshot.signers = vec![Signer {
+        key: organization.verifying().as_bytes().to_vec(),
+        tenant: Some("acme".to_owned()),
+        invitation: None,
+        signature: vouched(&world, &world.vendor_key, voucher, &organization),
+    }];
+    let segment = snapshot.open(&world.account).unwrap();
+    let own = assigned(&organization, vendor, 41, "acme");
+    assert_eq!(segment.assignment("acme", &own, &config), refused);
+    // Another tenant's logging configuration.
+    let logging = segment.logging_config("globex", &snapshot.logging_configs[0]);
+    assert_eq!(logging.unwrap_err(), ConfigError::NotSigned);
 }
