@@ -2,6 +2,7 @@
 
 mod account;
 mod admin;
+mod organization;
 
 use std::{sync::Arc, time::Duration};
 
@@ -70,8 +71,8 @@ async fn in_time(request: Request, next: Next) -> Response {
 pub(crate) enum ApiError {
     /// 401. Why is in the log.
     Unauthorized,
-    /// 403: the role does not allow it.
-    Forbidden,
+    /// 403: the role, or the kind of organization, does not allow it.
+    Forbidden(&'static str),
     /// 400, with a sentence of ours.
     Invalid(String),
     /// 404.
@@ -109,10 +110,10 @@ impl IntoResponse for ApiError {
                 ErrorCode::Unauthorized,
                 "not authorized".to_owned(),
             ),
-            Self::Forbidden => (
+            Self::Forbidden(why) => (
                 StatusCode::FORBIDDEN,
                 ErrorCode::Unauthorized,
-                "an auditor changes nothing".to_owned(),
+                why.to_owned(),
             ),
             Self::Invalid(why) => (StatusCode::BAD_REQUEST, ErrorCode::Invalid, why),
             Self::NotFound(why) => (StatusCode::NOT_FOUND, ErrorCode::NotFound, why.to_owned()),

@@ -2,6 +2,8 @@
 
 mod admins;
 mod commands;
+mod configs;
+mod organization;
 mod profile;
 
 use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
@@ -36,7 +38,7 @@ enum Command {
     /// Service accounts: revoke one
     #[command(subcommand)]
     Account(Account),
-    /// The vendor's admins and auditors
+    /// The organization's admins and auditors
     #[command(subcommand)]
     Admin(Admins),
     /// Tenants
@@ -163,8 +165,11 @@ enum Admins {
         who: Who,
         /// The link
         link: String,
+        /// The profile of an account that they have already: the new one has the same keys and passphrase
+        #[arg(long = "as")]
+        account: Option<PathBuf>,
     },
-    /// Give a new admin the vendor's keys
+    /// Give a new admin the organization's keys
     Grant {
         #[command(flatten)]
         who: Who,
@@ -210,6 +215,30 @@ enum Tenant {
         id: String,
         /// The admin's e-mail address
         email: String,
+    },
+    /// Answer such a link, as the tenant's admin: makes the tenant's organization and a profile, or links the one of the profile
+    Accept {
+        #[command(flatten)]
+        who: Who,
+        /// The link
+        link: String,
+        /// The organization's name; the tenant's if absent
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Vouch for the organization that answered a mailed link
+    Confirm {
+        #[command(flatten)]
+        who: Who,
+        /// The tenant
+        id: String,
+        /// What `accept` printed, as the tenant's admin told it: not as the broker tells it
+        code: String,
+    },
+    /// As a tenant's admin: list the vendors that the organization is a tenant of, and what serves it there
+    Links {
+        #[command(flatten)]
+        who: Who,
     },
     /// Change one; what is not given stays
     Set {
@@ -272,6 +301,16 @@ enum Kms {
         #[arg(long)]
         leasing: bool,
     },
+    /// Say whether proxies may lease keys from one
+    Leasing {
+        #[command(flatten)]
+        who: Who,
+        /// Its number
+        id: i64,
+        /// true or false
+        #[arg(action = clap::ArgAction::Set)]
+        allowed: bool,
+    },
     /// List them
     List {
         #[command(flatten)]
@@ -285,6 +324,9 @@ enum Kms {
         id: i64,
         /// The tenant
         tenant: String,
+        /// As a tenant's admin: the vendor's number, if several have a tenant of this name
+        #[arg(long)]
+        vendor: Option<i64>,
         /// And make it the primary one
         #[arg(long)]
         primary: bool,
@@ -297,6 +339,9 @@ enum Kms {
         id: i64,
         /// The tenant
         tenant: String,
+        /// As a tenant's admin: the vendor's number, if several have a tenant of this name
+        #[arg(long)]
+        vendor: Option<i64>,
     },
     /// Keep a tenant from using one
     Disable {
@@ -306,6 +351,9 @@ enum Kms {
         id: i64,
         /// The tenant
         tenant: String,
+        /// As a tenant's admin: the vendor's number, if several have a tenant of this name
+        #[arg(long)]
+        vendor: Option<i64>,
     },
     /// Take one away from a tenant
     Unassign {
@@ -315,6 +363,9 @@ enum Kms {
         id: i64,
         /// The tenant
         tenant: String,
+        /// As a tenant's admin: the vendor's number, if several have a tenant of this name
+        #[arg(long)]
+        vendor: Option<i64>,
     },
     /// Delete one that is assigned to nobody, and the tenant secrets that only it opens
     Delete {
@@ -333,9 +384,22 @@ enum Logging {
         who: Who,
         /// The tenant
         tenant: String,
+        /// As a tenant's admin: the vendor's number, if several have a tenant of this name
+        #[arg(long)]
+        vendor: Option<i64>,
         /// JSON; `-` is standard input
         #[arg(long)]
         file: PathBuf,
+    },
+    /// Take a tenant's logging configuration away
+    Remove {
+        #[command(flatten)]
+        who: Who,
+        /// The tenant
+        tenant: String,
+        /// As a tenant's admin: the vendor's number, if several have a tenant of this name
+        #[arg(long)]
+        vendor: Option<i64>,
     },
 }
 
@@ -446,8 +510,8 @@ async fn run(command: Command) -> Result<(), String> {
         Command::Account(command) => commands::account(command).await,
         Command::Admin(command) => admins::run(command).await,
         Command::Tenant(command) => commands::tenant(command).await,
-        Command::Kms(command) => commands::kms(command).await,
-        Command::Logging(command) => commands::logging(command).await,
+        Command::Kms(command) => configs::kms(command).await,
+        Command::Logging(command) => configs::logging(command).await,
         Command::Secrets(command) => commands::secrets(command).await,
         Command::Segment(command) => commands::segment(command).await,
         Command::Audit(command) => commands::audit(command).await,

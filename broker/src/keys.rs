@@ -20,7 +20,7 @@ use tsp_wire::{
     account::signed,
     envelope::{
         self, Binding, Epoch, KEY_BYTES, Kind, PrivateKey, PublicKey, SegmentKey, SigningKey,
-        Vendor, VendorFingerprint,
+        Vendor, VendorFingerprint, VerifyingKey,
     },
 };
 use zeroize::Zeroizing;
@@ -60,7 +60,7 @@ impl fmt::Display for KeysError {
                 "the admin's vault does not open: another passphrase, or the broker changed it"
             }
             Self::VendorKeys => {
-                "the vendor's keys are not those that this profile knows: the broker changed them"
+                "the organization's keys are not those that this profile knows: the broker changed them"
             }
             Self::Malformed => "the broker's answer is not of the right form",
         })
@@ -124,6 +124,16 @@ impl AdminSecret {
         Some((keys, private.public()))
     }
 
+    /// The keys of an admin who has this vault, as the broker stores them.
+    pub(crate) fn keys_of(&self, vault: &str) -> Result<AdminKeys, KeysError> {
+        let private = self.open_vault(vault)?;
+        Ok(AdminKeys {
+            login_key: STANDARD.encode(self.login.verifying().as_bytes()),
+            public_key: STANDARD.encode(private.public().as_bytes()),
+            vault: vault.to_owned(),
+        })
+    }
+
     fn open_vault(&self, vault: &str) -> Result<PrivateKey, KeysError> {
         let vault = STANDARD.decode(vault).map_err(|_| KeysError::Malformed)?;
         let (nonce, sealed) = vault
@@ -143,7 +153,7 @@ impl AdminSecret {
     }
 }
 
-/// A vendor's keys, open.
+/// A vendor's keys, open; or those of a tenant's organization, which has the same.
 pub(crate) struct VendorKeys {
     pub(crate) vendor: Vendor,
     pub(crate) epoch: Epoch,
@@ -276,6 +286,29 @@ impl VendorKeys {
             .then_some(key)
     }
 
+    /// The organization's word that `tenant` of `vendor` is itself, and that this is the vendor's key.
+    pub(crate) fn sign_link(&self, vendor: Vendor, tenant: &str) -> Option<String> {
+        let signature = self.signing.sign(&self.link(vendor, tenant))?;
+        Some(STANDARD.encode(signature))
+    }
+
+    /// Whether the organization gave that word.
+    pub(crate) fn knows_link(&self, vendor: Vendor, tenant: &str, signature: &str) -> bool {
+        let signature = STANDARD.decode(signature).unwrap_or_default();
+        let own = self.signing.verifying();
+        own.verifies(&self.link(vendor, tenant), &signature)
+    }
+
+    fn link(&self, vendor: Vendor, tenant: &str) -> Vec<u8> {
+        let mut statement = b"tsp link 1".to_vec();
+        for end in [self.vendor, vendor] {
+            statement.extend(end.segment.to_be_bytes());
+            statement.extend(end.fingerprint.as_bytes());
+        }
+        statement.extend(tenant.as_bytes());
+        statement
+    }
+
     /// What seals for this vendor, in its own name.
     pub(crate) fn sealer(&self) -> Sealer<'_> {
         Sealer {
@@ -286,10 +319,17 @@ impl VendorKeys {
     }
 
     /// Opens what was sealed to the segment; the signature is still before its content.
-    pub(crate) fn unseal(&self, object: &Object, sealed: &str) -> Option<Zeroizing<Vec<u8>>> {
+    fn unseal(&self, object: &Object, sealed: &str) -> Option<Zeroizing<Vec<u8>>> {
         let binding = object.binding(self.vendor)?;
         let sealed = STANDARD.decode(sealed).ok()?;
         envelope::open(&self.segment, self.epoch, &binding, &sealed).ok()
+    }
+
+    /// What an admin of this organization sealed, without the signature.
+    pub(crate) fn content(&self, object: &Object, sealed: &str) -> Option<Zeroizing<Vec<u8>>> {
+        let signed = self.unseal(object, sealed)?;
+        let (signer, content) = signed::verified(&object.binding(self.vendor)?, "", &signed)?;
+        (signer == self.signing.verifying()).then(|| Zeroizing::new(content.to_vec()))
     }
 
     /// What was sealed to the segment, sealed to the key of another epoch. Whose signature it has does not change.
@@ -379,7 +419,28 @@ fn membership(number: i64, key: &PublicKey) -> Vec<u8> {
     statement
 }
 
-/// The key in `text`.
+/// The segment's key, if the vendor signed it.
+pub(crate) fn signed_segment(
+    vendor: Vendor,
+    vendor_key: &VerifyingKey,
+    doc: &SegmentDoc,
+) -> Option<SegmentKey> {
+    let key = SegmentKey {
+        segment: vendor.segment,
+        epoch: Epoch(doc.epoch),
+        public: public_key(&doc.public_key)?,
+    };
+    let signature = STANDARD.decode(&doc.signature).ok()?;
+    key.is_signed(vendor_key, &signature).then_some(key)
+}
+
+/// The Ed25519 key in `text`.
+pub(crate) fn verifying_key(text: &str) -> Option<VerifyingKey> {
+    let bytes = STANDARD.decode(text).ok()?;
+    Some(VerifyingKey::from_bytes(bytes.try_into().ok()?))
+}
+
+/// The X25519 key in `text`.
 pub(crate) fn public_key(text: &str) -> Option<PublicKey> {
     let bytes = STANDARD.decode(text).ok()?;
     Some(PublicKey::from_bytes(bytes.try_into().ok()?))
@@ -399,6 +460,7 @@ mod tests {
             token: String::new(),
             admin: 2,
             role: crate::model::Role::Admin,
+            kind: crate::model::OrganizationKind::Vendor,
             vendor: 1,
             vendor_key: STANDARD.encode(keys.signing.verifying().as_bytes()),
             segment: keys.segment_doc().unwrap(),

@@ -1,8 +1,15 @@
 //! The documents of the admin API: JSON, members in camel case, bytes in base64.
 
+mod organization;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::organization::{
+    AcceptTenant, AssignOwn, ConfirmTenant, Invite, Invited, LinkAssignment, LinkDoc,
+    NewOrganization, OpenInvitation, OrganizationKind, OwnAssignment, Share, VendorDoc,
+};
 
 /// Who may do what in an organization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,30 +73,6 @@ pub struct SegmentDoc {
     pub signature: String,
 }
 
-/// A new vendor, its first admin and its first segment key.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NewVendor {
-    /// A number that was reserved.
-    pub id: i64,
-    /// For people.
-    pub name: String,
-    /// Ed25519 public key.
-    pub vendor_key: String,
-    /// Epoch 1.
-    pub segment: SegmentDoc,
-    /// The first admin's reserved number.
-    pub admin: i64,
-    /// The first admin's address.
-    pub email: String,
-    /// The first admin's keys.
-    pub keys: AdminKeys,
-    /// The vendor's keys, sealed to the first admin.
-    pub sealed_keys: String,
-    /// The vendor's word that the first admin's public key is a member's.
-    pub certificate: String,
-}
-
 /// How many numbers to reserve, for objects that are sealed before they are stored.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Reserve {
@@ -145,6 +128,8 @@ pub struct Session {
     pub admin: i64,
     /// What the admin may do.
     pub role: Role,
+    /// What the organization is.
+    pub kind: OrganizationKind,
     /// The vendor's number, which is that of its segment.
     pub vendor: i64,
     /// The vendor's key.
@@ -238,6 +223,14 @@ pub struct TenantDoc {
     pub archived: bool,
     /// Its tags.
     pub tags: Vec<String>,
+    /// The organization that accepted for it; empty if none did.
+    pub organization: String,
+    /// That organization's Ed25519 key.
+    pub organization_key: String,
+    /// Whether the vendor vouches for that key.
+    pub confirmed: bool,
+    /// KMS configs that the organization has made. If there is one, only the tenant changes its assignments.
+    pub own_kms: i64,
     /// When it was made, as Unix time in seconds.
     pub created: i64,
 }
@@ -263,6 +256,9 @@ pub struct KmsDoc {
     pub leasing_allowed: bool,
     /// The sealed content.
     pub envelope: String,
+    /// The same for the vendor whom a tenant's config is assigned to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
 }
 
 /// A KMS config as it is listed, without its content.
@@ -280,6 +276,8 @@ pub struct KmsSummary {
     pub revision: i64,
     /// Whether proxies may lease keys from it.
     pub leasing_allowed: bool,
+    /// The vendor whose tenants those are; 0 if there are none.
+    pub vendor: i64,
     /// The tenants that it is assigned to, and how.
     pub tenants: BTreeMap<String, AssignmentState>,
     /// Tenant secrets that it wraps.
@@ -434,13 +432,6 @@ pub struct Invitation {
     pub token: String,
     /// Until when, as Unix time in seconds.
     pub expires: i64,
-}
-
-/// Whom to invite.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Invite {
-    /// The address.
-    pub email: String,
 }
 
 /// One step of the rotation of a tenant secret.

@@ -9,6 +9,7 @@
 mod account;
 mod admin;
 mod kms;
+mod organization;
 mod schema;
 mod segment;
 mod tenant;
@@ -145,23 +146,8 @@ impl Store {
 
     /// Begins a change of a vendor's.
     pub(crate) async fn change(&self, vendor: i64, actor: &str, at: i64) -> Result<Change> {
-        let mut tx = self.begin().await?;
-        let row: Option<(i64, i64, String)> = sqlx::query_as(
-            "UPDATE vendors SET version = version + 1 WHERE id = $1 RETURNING version, epoch, chain",
-        )
-        .bind(vendor)
-        .fetch_optional(&mut *tx)
-        .await?;
-        let (number, epoch, chain) = row.ok_or(StoreError::NotFound("there is no such vendor"))?;
-        Ok(Change {
-            tx,
-            vendor,
-            number,
-            epoch,
-            at,
-            actor: actor.to_owned(),
-            chain,
-        })
+        let tx = self.begin().await?;
+        Change::begin(tx, vendor, actor, at).await
     }
 
     /// Numbers that no object has or will have but the caller's.
@@ -238,6 +224,41 @@ async fn reserve(tx: &mut Transaction<'static, Any>, count: i64) -> Result<i64> 
 }
 
 impl Change {
+    /// Begins a change of a vendor's in a transaction that will write.
+    async fn begin(
+        tx: Transaction<'static, Any>,
+        vendor: i64,
+        actor: &str,
+        at: i64,
+    ) -> Result<Self> {
+        let mut change = Self {
+            tx,
+            vendor,
+            number: 0,
+            epoch: 0,
+            at,
+            actor: String::new(),
+            chain: String::new(),
+        };
+        change.turn_to(vendor, actor).await?;
+        Ok(change)
+    }
+
+    /// Goes on as a change of another vendor's, once what was done is in the trail of the first.
+    async fn turn_to(&mut self, vendor: i64, actor: &str) -> Result<()> {
+        let row: Option<(i64, i64, String)> = sqlx::query_as(
+            "UPDATE vendors SET version = version + 1 WHERE id = $1 RETURNING version, epoch, chain",
+        )
+        .bind(vendor)
+        .fetch_optional(&mut *self.tx)
+        .await?;
+        (self.number, self.epoch, self.chain) =
+            row.ok_or(StoreError::NotFound("there is no such vendor"))?;
+        self.vendor = vendor;
+        self.actor = actor.to_owned();
+        Ok(())
+    }
+
     /// Appends to the audit trail, and makes the change last.
     pub(crate) async fn commit(
         mut self,
@@ -245,10 +266,22 @@ impl Change {
         object: impl fmt::Display,
         detail: &serde_json::Value,
     ) -> Result<i64> {
+        self.note(action, object, detail).await?;
+        self.tx.commit().await?;
+        Ok(self.number)
+    }
+
+    /// Appends to the audit trail.
+    async fn note(
+        &mut self,
+        action: &str,
+        object: impl fmt::Display,
+        detail: &serde_json::Value,
+    ) -> Result<()> {
         let mut line = ChangeDoc {
             number: self.number,
             at: self.at,
-            actor: self.actor,
+            actor: self.actor.clone(),
             action: action.to_owned(),
             object: object.to_string(),
             detail: detail.to_string(),
@@ -274,8 +307,7 @@ impl Change {
             .bind(self.vendor)
             .execute(&mut *self.tx)
             .await?;
-        self.tx.commit().await?;
-        Ok(self.number)
+        Ok(())
     }
 
     /// Refuses what was sealed for another epoch than the current one.

@@ -24,8 +24,8 @@ use crate::{
     model::{
         AcceptAdmin, Accepted, AccountDoc, AdminDoc, Assign, ChangeDoc, Grant, Invitation, Invite,
         InviteAdmin, KmsDoc, KmsSummary, LoggingDoc, LoggingState, Login, Member, NewAccount,
-        NewTenant, NewVendor, Reserve, Reserved, Role, RotateSecret, Rotation, Sealed, SecretDoc,
-        SegmentDoc, Session, TenantChange, TenantDoc,
+        NewOrganization, NewTenant, OrganizationKind, Reserve, Reserved, Role, RotateSecret,
+        Rotation, Sealed, SealedContent, SecretDoc, SegmentDoc, Session, TenantChange, TenantDoc,
     },
     store::Admin,
 };
@@ -55,18 +55,26 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/tenants/{id}/secrets/rotate", post(rotate_secret))
         .route("/tenants/{id}/archive", post(archive_tenant))
         .route("/tenants/{id}/invite", post(invite))
-        .route("/tenants/{id}/logging", get(logging).put(set_logging))
+        .route(
+            "/tenants/{id}/logging",
+            get(logging).put(set_logging).delete(remove_logging),
+        )
         .route("/kms", get(kms_configs).post(create_kms))
-        .route("/kms/{id}", put(update_kms).delete(delete_kms))
+        .route(
+            "/kms/{id}",
+            get(kms_content).put(update_kms).delete(delete_kms),
+        )
         .route("/kms/{id}/tenants/{tenant}", put(assign).delete(unassign))
         .route("/secrets", get(secrets))
         .route("/segment", get(sealed).post(rotate))
         .route("/changes", get(changes));
-    Router::new().nest("/admin/1", admin)
+    Router::new().nest("/admin/1", admin.merge(super::organization::routes()))
 }
 
-/// Whoever has a session: an admin, or an auditor who only looks.
-impl FromRequestParts<Shared> for Admin {
+/// Whoever has a session, of any organization: an admin, or an auditor who only looks.
+pub(super) struct InSession(pub(super) Admin);
+
+impl FromRequestParts<Shared> for InSession {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, ApiError> {
@@ -75,9 +83,24 @@ impl FromRequestParts<Shared> for Admin {
         let admin = shared.store.session(&hash, clock::now_s()).await?;
         let admin = admin.ok_or(ApiError::Unauthorized)?;
         if admin.role == Role::Auditor && parts.method != Method::GET {
-            return Err(ApiError::Forbidden);
+            return Err(AUDITOR);
         }
-        Ok(admin)
+        Ok(Self(admin))
+    }
+}
+
+const AUDITOR: ApiError = ApiError::Forbidden("an auditor changes nothing");
+
+/// Whoever has a session of a vendor's.
+impl FromRequestParts<Shared> for Admin {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, ApiError> {
+        let InSession(admin) = InSession::from_request_parts(parts, shared).await?;
+        match admin.kind {
+            OrganizationKind::Vendor => Ok(admin),
+            OrganizationKind::Tenant => Err(ApiError::Forbidden("that is for a vendor's admins")),
+        }
     }
 }
 
@@ -108,6 +131,14 @@ fn check_segment(vendor: i64, vendor_key: &str, segment: &SegmentDoc) -> Result<
     }
 }
 
+/// Refuses an organization whose keys do not belong together.
+pub(super) fn check_organization(new: &NewOrganization) -> Result<(), ApiError> {
+    check_segment(new.id, &new.vendor_key, &new.segment)?;
+    key(&new.keys.login_key)?;
+    key(&new.keys.public_key)?;
+    check_envelope(&new.sealed_keys, new.segment.epoch)
+}
+
 async fn reserve(
     State(shared): State<Shared>,
     headers: HeaderMap,
@@ -121,7 +152,7 @@ async fn reserve(
             .await?;
         match session.map(|admin| admin.role) {
             None => return Err(ApiError::Unauthorized),
-            Some(Role::Auditor) => return Err(ApiError::Forbidden),
+            Some(Role::Auditor) => return Err(AUDITOR),
             Some(Role::Admin) => {}
         }
     }
@@ -143,11 +174,8 @@ async fn create_vendor(
         tracing::warn!("a new vendor is refused: wrong setup token, or none is set");
         return Err(ApiError::Unauthorized);
     }
-    let new: NewVendor = read(&body)?;
-    check_segment(new.id, &new.vendor_key, &new.segment)?;
-    key(&new.keys.login_key)?;
-    key(&new.keys.public_key)?;
-    check_envelope(&new.sealed_keys, new.segment.epoch)?;
+    let new: NewOrganization = read(&body)?;
+    check_organization(&new)?;
     shared.store.create_vendor(&new, clock::now_s()).await?;
     tracing::info!(vendor = new.id, "a vendor was made");
     Ok(StatusCode::CREATED)
@@ -320,13 +348,16 @@ async fn rotate_secret(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn admins(State(shared): State<Shared>, admin: Admin) -> Answer<Vec<AdminDoc>> {
+async fn admins(
+    State(shared): State<Shared>,
+    InSession(admin): InSession,
+) -> Answer<Vec<AdminDoc>> {
     Ok(Json(shared.store.admins(admin.vendor).await?))
 }
 
 async fn invite_admin(
     State(shared): State<Shared>,
-    admin: Admin,
+    InSession(admin): InSession,
     body: Bytes,
 ) -> Answer<Invitation> {
     let wanted: InviteAdmin = read(&body)?;
@@ -360,7 +391,7 @@ async fn accept_admin(State(shared): State<Shared>, body: Bytes) -> Answer<Accep
 
 async fn grant_admin(
     State(shared): State<Shared>,
-    admin: Admin,
+    InSession(admin): InSession,
     Path(id): Path<i64>,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
@@ -380,7 +411,7 @@ async fn grant_admin(
 
 async fn remove_admin(
     State(shared): State<Shared>,
-    admin: Admin,
+    InSession(admin): InSession,
     Path(id): Path<i64>,
 ) -> Result<StatusCode, ApiError> {
     let mut change = shared
@@ -416,7 +447,10 @@ async fn invite(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Answer<Invitation> {
-    let Invite { email } = read(&body)?;
+    let wanted: Invite = read(&body)?;
+    if !wanted.key.is_empty() {
+        check_signature(&wanted.key, &wanted.signature)?;
+    }
     let mut token = [0; 32];
     getrandom::fill(&mut token).map_err(|_| ApiError::Internal)?;
     let token = URL_SAFE_NO_PAD.encode(token);
@@ -424,8 +458,8 @@ async fn invite(
         .store
         .change(admin.vendor, &admin.actor(), clock::now_s())
         .await?;
-    let expires = change.invite(&id, &email, &token_hash(&token)).await?;
-    let detail = json!({ "email": email, "expires": expires });
+    let expires = change.invite(&id, &wanted, &token_hash(&token)).await?;
+    let detail = json!({ "email": wanted.email, "expires": expires });
     change
         .commit("invite", format!("tenant {id}"), &detail)
         .await?;
@@ -452,14 +486,41 @@ async fn set_logging(
         .store
         .change(admin.vendor, &admin.actor(), clock::now_s())
         .await?;
-    let detail = change.set_logging(&id, &doc).await?;
+    let detail = change.set_logging(&id, &doc, admin.vendor).await?;
     change
         .commit("set logging", format!("tenant {id}"), &detail)
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn kms_configs(State(shared): State<Shared>, admin: Admin) -> Answer<Vec<KmsSummary>> {
+async fn remove_logging(
+    State(shared): State<Shared>,
+    admin: Admin,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let mut change = shared
+        .store
+        .change(admin.vendor, &admin.actor(), clock::now_s())
+        .await?;
+    let detail = change.remove_logging(&id, admin.vendor).await?;
+    change
+        .commit("remove logging", format!("tenant {id}"), &detail)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn kms_content(
+    State(shared): State<Shared>,
+    InSession(admin): InSession,
+    Path(id): Path<i64>,
+) -> Answer<SealedContent> {
+    Ok(Json(shared.store.kms_content(admin.vendor, id).await?))
+}
+
+async fn kms_configs(
+    State(shared): State<Shared>,
+    InSession(admin): InSession,
+) -> Answer<Vec<KmsSummary>> {
     Ok(Json(shared.store.kms_configs(admin.vendor).await?))
 }
 
@@ -472,7 +533,7 @@ fn check_kms(doc: &KmsDoc) -> Result<(), ApiError> {
 
 async fn create_kms(
     State(shared): State<Shared>,
-    admin: Admin,
+    InSession(admin): InSession,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
     let doc: KmsDoc = read(&body)?;
@@ -491,7 +552,7 @@ async fn create_kms(
 
 async fn update_kms(
     State(shared): State<Shared>,
-    admin: Admin,
+    InSession(admin): InSession,
     Path(id): Path<i64>,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
@@ -501,31 +562,35 @@ async fn update_kms(
         return Err(ApiError::Invalid(why.to_owned()));
     }
     check_kms(&doc)?;
+    if let Some(share) = &doc.share {
+        check_envelope(&share.envelope, share.epoch)?;
+    }
     let mut change = shared
         .store
         .change(admin.vendor, &admin.actor(), clock::now_s())
         .await?;
     change.update_kms(&doc).await?;
     let detail = json!({ "revision": doc.revision, "leasingAllowed": doc.leasing_allowed });
-    change
-        .commit("update", format!("kms {id}"), &detail)
-        .await?;
+    if admin.kind == OrganizationKind::Tenant {
+        change.commit_own(id, doc.share.as_ref(), &detail).await?;
+    } else {
+        change
+            .commit("update", format!("kms {id}"), &detail)
+            .await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn delete_kms(
     State(shared): State<Shared>,
-    admin: Admin,
+    InSession(admin): InSession,
     Path(id): Path<i64>,
 ) -> Result<StatusCode, ApiError> {
-    let mut change = shared
+    let change = shared
         .store
         .change(admin.vendor, &admin.actor(), clock::now_s())
         .await?;
-    let detail = change.delete_kms(id).await?;
-    change
-        .commit("delete", format!("kms {id}"), &detail)
-        .await?;
+    change.delete_kms(id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -571,13 +636,16 @@ async fn secrets(State(shared): State<Shared>, admin: Admin) -> Answer<Vec<Secre
     Ok(Json(shared.store.secrets(admin.vendor).await?))
 }
 
-async fn sealed(State(shared): State<Shared>, admin: Admin) -> Answer<Sealed<Member>> {
+async fn sealed(
+    State(shared): State<Shared>,
+    InSession(admin): InSession,
+) -> Answer<Sealed<Member>> {
     Ok(Json(shared.store.sealed(admin.vendor).await?))
 }
 
 async fn rotate(
     State(shared): State<Shared>,
-    admin: Admin,
+    InSession(admin): InSession,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
     let rotation: Rotation = read(&body)?;
@@ -608,7 +676,7 @@ struct After {
 
 async fn changes(
     State(shared): State<Shared>,
-    admin: Admin,
+    InSession(admin): InSession,
     Query(After { after }): Query<After>,
 ) -> Answer<Vec<ChangeDoc>> {
     Ok(Json(shared.store.changes(admin.vendor, after).await?))

@@ -1,15 +1,15 @@
-//! The vendor's admins: invited by a link, and given the vendor's keys by another admin who has heard which key is theirs.
+//! An organization's admins: invited by a link, and given its keys by another admin who has heard which key is theirs.
 
 use std::fmt::Write as _;
 
 use hyper::Method;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use tsp_wire::envelope::{PublicKey, VendorFingerprint};
 
 use super::{
     Admins,
-    commands::{Desk, Done, FAILED, new_secret_key, print, print_json, refused},
+    commands::{Desk, Done, FAILED, enter, new_secret_key, print, print_json, refused},
+    organization::InvitationLink,
     profile::{Profile, passphrase},
 };
 use crate::{
@@ -19,9 +19,9 @@ use crate::{
 };
 
 /// What names a key between people: 128 bits.
-fn spoken(key: &PublicKey) -> String {
+pub(super) fn spoken(key: &[u8]) -> String {
     let mut text = String::new();
-    for byte in Sha256::digest(key.as_bytes()).iter().take(16) {
+    for byte in Sha256::digest(key).iter().take(16) {
         let _ = write!(text, "{byte:02x}");
     }
     text
@@ -57,11 +57,13 @@ pub(super) async fn run(command: Admins) -> Done {
             print(&format!("{broker}/invitation#{token}.{fingerprint}\n"))?;
             desk.close().await
         }
-        Admins::Accept { who, link } => {
-            let wrong = || "that is no link of an invitation".to_owned();
-            let (broker, rest) = link.split_once("/invitation#").ok_or_else(wrong)?;
-            let (token, fingerprint) = rest.split_once('.').ok_or_else(wrong)?;
-            let fingerprint = VendorFingerprint::from_text(fingerprint).ok_or_else(wrong)?;
+        Admins::Accept { who, link, account } => {
+            let InvitationLink {
+                broker,
+                token,
+                fingerprint,
+                ..
+            } = InvitationLink::read(&link)?;
             if who.profile.exists() {
                 return Err(format!(
                     "the profile {} is there already",
@@ -69,9 +71,21 @@ pub(super) async fn run(command: Admins) -> Done {
                 ));
             }
             let client = Client::new(broker, who.allow_http).map_err(refused)?;
-            let secret_key = new_secret_key();
-            let secret = AdminSecret::derive(&passphrase()?, &secret_key).ok_or(FAILED)?;
-            let (keys, public) = secret.new_admin().ok_or(FAILED)?;
+            let (secret_key, keys) = match account {
+                None => {
+                    let secret_key = new_secret_key();
+                    let secret = AdminSecret::derive(&passphrase()?, &secret_key).ok_or(FAILED)?;
+                    (secret_key, secret.new_admin().ok_or(FAILED)?.0)
+                }
+                // The same keys, in one more organization.
+                Some(profile) => {
+                    let entered = enter(&profile, who.allow_http).await?;
+                    let keys = entered.secret.keys_of(&entered.session.vault);
+                    let keys = keys.map_err(|why| why.to_string())?;
+                    (entered.profile.secret_key().ok_or(FAILED)?, keys)
+                }
+            };
+            let public = public_key(&keys.public_key).ok_or(FAILED)?;
             let answer = AcceptAdmin {
                 token: token.to_owned(),
                 keys,
@@ -91,13 +105,14 @@ pub(super) async fn run(command: Admins) -> Done {
             print(&format!(
                 "Keep {} safe, and a copy of it elsewhere. Tell the admin who invited you, but not through the broker, that your key is {}\n",
                 who.profile.display(),
-                spoken(&public)
+                spoken(public.as_bytes())
             ))
         }
         Admins::Grant { who, email, key } => {
             let desk = Desk::open(&who).await?;
             let admin = find(&desk, &email).await?;
-            let public = public_key(&admin.public_key).filter(|public| spoken(public) == key);
+            let public =
+                public_key(&admin.public_key).filter(|public| spoken(public.as_bytes()) == key);
             let public = public.ok_or(
                 "the broker has another key for this admin: a typing error, or the broker put its own there",
             )?;

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     path::Path,
 };
 
@@ -13,21 +13,19 @@ use base64::{
 };
 use hyper::Method;
 use rand_core::Rng as _;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tsp_wire::{
     ApiKey, Secret,
-    account::{AccountId, env::ServiceAccount as EnvAccount, kms},
-    envelope::{
-        ENVELOPE_BYTES_MAX, KEY_BYTES, Kind, PrivateKey, PublicKey, SigningKey, VendorFingerprint,
-    },
+    account::{AccountId, env::ServiceAccount as EnvAccount},
+    envelope::{KEY_BYTES, Kind, PrivateKey, PublicKey, SigningKey, VendorFingerprint},
 };
 use zeroize::Zeroizing;
 
 use super::{
-    Account, Audit, Init, Kms, Logging, Secrets, Segment, ServiceAccount, Step, Tenant, Who,
+    Account, Audit, Init, Secrets, Segment, ServiceAccount, Step, Tenant, Who, organization,
     profile::{Profile, passphrase},
 };
 use crate::{
@@ -35,16 +33,12 @@ use crate::{
     clock,
     keys::{AdminSecret, Object, VendorKeys, random},
     model::{
-        AccountDoc, AccountKind, AssignmentState, ChangeDoc, Invitation, Invite, KmsDoc,
-        KmsSummary, LoggingDoc, LoggingState, Login, Member, NewAccount, NewTenant, NewVendor,
-        Reserve, Reserved, Role, RotateSecret, Rotation, RotationStep, Sealed, SealedContent,
-        SecretDoc, Session, TenantChange, TenantDoc,
+        AccountDoc, AccountKind, ChangeDoc, Login, Member, NewAccount, NewOrganization, NewTenant,
+        OrganizationKind, Reserve, Reserved, Role, RotateSecret, Rotation, RotationStep, Sealed,
+        SealedContent, SecretDoc, Session, TenantChange, TenantDoc,
     },
     store,
 };
-
-/// The schema of logging configurations.
-const LOGGING_SCHEMA: u16 = 1;
 
 /// What only a kernel without random bytes, or a number out of range, leads to.
 pub(super) const FAILED: &str = "keys cannot be made on this machine";
@@ -55,41 +49,67 @@ pub(super) fn refused(why: ClientError) -> String {
     why.to_string()
 }
 
-/// An admin at work: logged in, with the vendor's keys open.
+/// An admin who has logged in.
+pub(super) struct Entered {
+    pub(super) client: Client,
+    pub(super) profile: Profile,
+    pub(super) secret: AdminSecret,
+    pub(super) session: Session,
+}
+
+/// Logs in.
+pub(super) async fn enter(profile: &Path, allow_http: bool) -> Done<Entered> {
+    let path = profile;
+    let profile = Profile::load(path)?;
+    let unusable = || format!("{} is no profile of an admin", path.display());
+    let secret_key = profile.secret_key().ok_or_else(unusable)?;
+    let mut client = Client::new(&profile.broker, allow_http).map_err(refused)?;
+    let secret = AdminSecret::derive(&passphrase()?, &secret_key).ok_or(FAILED)?;
+    let mut id = [0; 16];
+    random().fill_bytes(&mut id);
+    let mut login = Login {
+        vendor: profile.vendor,
+        email: profile.email.clone(),
+        at: clock::now_s(),
+        id: URL_SAFE_NO_PAD.encode(id),
+        signature: String::new(),
+    };
+    let signature = secret.login().sign(&login.statement()).ok_or(FAILED)?;
+    login.signature = STANDARD.encode(signature);
+    let session: Session = client
+        .ask(Method::POST, "/admin/1/login", &login)
+        .await
+        .map_err(refused)?;
+    client.authorize(session.token.clone());
+    Ok(Entered {
+        client,
+        profile,
+        secret,
+        session,
+    })
+}
+
+/// An admin at work: logged in, with the organization's keys open.
 pub(super) struct Desk {
     pub(super) client: Client,
     pub(super) profile: Profile,
+    pub(super) kind: OrganizationKind,
     keys: Option<VendorKeys>,
 }
 
 impl Desk {
     pub(super) async fn open(who: &Who) -> Done<Self> {
-        let profile = Profile::load(&who.profile)?;
-        let unusable = || format!("{} is no profile of an admin", who.profile.display());
-        let secret_key = profile.secret_key().ok_or_else(unusable)?;
-        let fingerprint =
-            VendorFingerprint::from_text(&profile.fingerprint).ok_or_else(unusable)?;
-        let mut client = Client::new(&profile.broker, who.allow_http).map_err(refused)?;
-        let secret = AdminSecret::derive(&passphrase()?, &secret_key).ok_or(FAILED)?;
-        let mut id = [0; 16];
-        random().fill_bytes(&mut id);
-        let mut login = Login {
-            vendor: profile.vendor,
-            email: profile.email.clone(),
-            at: clock::now_s(),
-            id: URL_SAFE_NO_PAD.encode(id),
-            signature: String::new(),
-        };
-        let signature = secret.login().sign(&login.statement()).ok_or(FAILED)?;
-        login.signature = STANDARD.encode(signature);
-        let session: Session = client
-            .ask(Method::POST, "/admin/1/login", &login)
-            .await
-            .map_err(refused)?;
-        client.authorize(session.token.clone());
+        let Entered {
+            client,
+            profile,
+            secret,
+            session,
+        } = enter(&who.profile, who.allow_http).await?;
+        let fingerprint = VendorFingerprint::from_text(&profile.fingerprint)
+            .ok_or_else(|| format!("{} is no profile of an admin", who.profile.display()))?;
         let keys = match session.role {
             Role::Admin if session.sealed_keys.is_empty() => {
-                return Err("no admin has granted you the vendor's keys yet".to_owned());
+                return Err("no admin has granted you the organization's keys yet".to_owned());
             }
             Role::Admin => Some(
                 VendorKeys::open(&secret, &session, fingerprint).map_err(|why| why.to_string())?,
@@ -99,6 +119,7 @@ impl Desk {
         Ok(Self {
             client,
             profile,
+            kind: session.kind,
             keys,
         })
     }
@@ -108,7 +129,7 @@ impl Desk {
         keys.ok_or_else(|| "an auditor has no keys to seal with".to_owned())
     }
 
-    async fn reserve(&self) -> Done<i64> {
+    pub(super) async fn reserve(&self) -> Done<i64> {
         let reserved: Reserved = self
             .client
             .ask(Method::POST, "/admin/1/numbers", &Reserve { count: 1 })
@@ -137,7 +158,7 @@ impl Desk {
 }
 
 /// A segment of a path.
-fn segment_of(text: &str) -> String {
+pub(super) fn segment_of(text: &str) -> String {
     let mut path = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
@@ -159,22 +180,6 @@ pub(super) fn print(text: &str) -> Done {
 pub(super) fn print_json(value: &impl Serialize) -> Done {
     let text = serde_json::to_string_pretty(value).map_err(|why| why.to_string())?;
     print(&format!("{text}\n"))
-}
-
-/// A file's content, which may be secret.
-fn content_of(path: &Path) -> Done<Zeroizing<Vec<u8>>> {
-    let failed = |why: io::Error| format!("{} cannot be read: {why}", path.display());
-    // Room for all of it and one more, so that nothing is left behind by a reallocation.
-    let mut content = Zeroizing::new(Vec::with_capacity(ENVELOPE_BYTES_MAX + 1));
-    let limit = u64::try_from(ENVELOPE_BYTES_MAX).unwrap_or(u64::MAX);
-    if path == Path::new("-") {
-        io::stdin().take(limit).read_to_end(&mut content)
-    } else {
-        let file = fs::File::open(path).map_err(failed)?;
-        file.take(limit).read_to_end(&mut content)
-    }
-    .map_err(failed)?;
-    Ok(content)
 }
 
 pub(super) fn new_secret_key() -> Secret<[u8; KEY_BYTES]> {
@@ -210,7 +215,7 @@ pub(super) async fn init(init: Init) -> Done {
     );
     // First: a vendor whose admin's secret key is lost would be lost.
     profile.store(&init.who.profile, false)?;
-    let new = NewVendor {
+    let new = NewOrganization {
         id: vendor,
         name: init.name,
         vendor_key: STANDARD.encode(keys.signing.verifying().as_bytes()),
@@ -329,20 +334,10 @@ pub(super) async fn tenant(command: Tenant) -> Done {
             print_json(&tenants)?;
             desk.close().await
         }
-        Tenant::Invite { who, id, email } => {
-            let desk = Desk::open(&who).await?;
-            let path = format!("/admin/1/tenants/{}/invite", segment_of(&id));
-            let invitation: Invitation = desk
-                .client
-                .ask(Method::POST, &path, &Invite { email })
-                .await
-                .map_err(refused)?;
-            // What follows `#` stays with whoever opens the link; the fingerprint pins the vendor.
-            let broker = &desk.profile.broker;
-            let (token, fingerprint) = (invitation.token, &desk.profile.fingerprint);
-            print(&format!("{broker}/invitation#{token}.{fingerprint}\n"))?;
-            desk.close().await
-        }
+        Tenant::Invite { who, id, email } => organization::invite(&who, &id, email).await,
+        Tenant::Accept { who, link, name } => organization::accept(&who, &link, name).await,
+        Tenant::Confirm { who, id, code } => organization::confirm(&who, &id, &code).await,
+        Tenant::Links { who } => organization::links(&who).await,
         Tenant::Set {
             who,
             id,
@@ -375,150 +370,6 @@ pub(super) async fn tenant(command: Tenant) -> Done {
             desk.close().await
         }
     }
-}
-
-pub(super) async fn kms(command: Kms) -> Done {
-    let active = |primary| AssignmentState {
-        active: true,
-        primary,
-    };
-    match command {
-        Kms::Create { who, file, leasing } => {
-            let content = content_of(&file)?;
-            let desk = Desk::open(&who).await?;
-            let id = desk.reserve().await?;
-            let doc = sealed_kms(desk.keys()?, id, 1, leasing, &content)?;
-            desk.tell(Method::POST, "/admin/1/kms", &doc).await?;
-            print(&format!("{id}\n"))?;
-            desk.close().await
-        }
-        Kms::Update {
-            who,
-            id,
-            file,
-            leasing,
-        } => {
-            let content = content_of(&file)?;
-            let desk = Desk::open(&who).await?;
-            let configs: Vec<KmsSummary> = desk.get("/admin/1/kms").await?;
-            let there = configs.iter().find(|config| config.id == id);
-            let revision = there.ok_or("there is no such KMS config")?.revision + 1;
-            let doc = sealed_kms(desk.keys()?, id, revision, leasing, &content)?;
-            let path = format!("/admin/1/kms/{id}");
-            desk.tell(Method::PUT, &path, &doc).await?;
-            desk.close().await
-        }
-        Kms::List { who } => {
-            let desk = Desk::open(&who).await?;
-            let configs: Vec<KmsSummary> = desk.get("/admin/1/kms").await?;
-            print_json(&configs)?;
-            desk.close().await
-        }
-        Kms::Assign {
-            who,
-            id,
-            tenant,
-            primary,
-        } => assign(&who, id, &tenant, active(primary)).await,
-        Kms::Primary { who, id, tenant } => assign(&who, id, &tenant, active(true)).await,
-        Kms::Disable { who, id, tenant } => {
-            let disabled = AssignmentState {
-                active: false,
-                primary: false,
-            };
-            assign(&who, id, &tenant, disabled).await
-        }
-        Kms::Unassign { who, id, tenant } => {
-            let desk = Desk::open(&who).await?;
-            let path = format!("/admin/1/kms/{id}/tenants/{}", segment_of(&tenant));
-            desk.tell(Method::DELETE, &path, &json!({})).await?;
-            desk.close().await
-        }
-        Kms::Delete { who, id } => {
-            let desk = Desk::open(&who).await?;
-            let path = format!("/admin/1/kms/{id}");
-            desk.tell(Method::DELETE, &path, &json!({})).await?;
-            desk.close().await
-        }
-    }
-}
-
-async fn assign(who: &Who, id: i64, tenant: &str, state: AssignmentState) -> Done {
-    let desk = Desk::open(who).await?;
-    let path = format!("/admin/1/kms/{id}/tenants/{}", segment_of(tenant));
-    let sealer = desk.keys()?.sealer();
-    let assignment = sealer.assign(id, tenant, state).ok_or(FAILED)?;
-    desk.tell(Method::PUT, &path, &assignment).await?;
-    desk.close().await
-}
-
-/// Checks a KMS config's form, and seals it.
-fn sealed_kms(
-    keys: &VendorKeys,
-    id: i64,
-    revision: i64,
-    leasing_allowed: bool,
-    content: &[u8],
-) -> Done<KmsDoc> {
-    #[derive(Deserialize)]
-    struct KeyPath {
-        #[serde(default)]
-        key_path: serde_json::Value,
-    }
-    let kind = kms::kind(content).map_err(|why| why.to_string())?;
-    kms::parse(id, leasing_allowed, content).map_err(|why| why.to_string())?;
-    let KeyPath { key_path } = serde_json::from_slice(content).map_err(|why| why.to_string())?;
-    let object = Object {
-        kind: Kind::KmsConfig,
-        id,
-        schema: kms::SCHEMA,
-        revision,
-    };
-    let envelope = keys.sealer().seal(&object, "", content);
-    Ok(KmsDoc {
-        id,
-        kind: kind.to_owned(),
-        key_path,
-        schema: kms::SCHEMA,
-        revision,
-        epoch: keys.epoch.0,
-        leasing_allowed,
-        envelope: envelope.ok_or("the KMS config is too large")?,
-    })
-}
-
-pub(super) async fn logging(command: Logging) -> Done {
-    let Logging::Set { who, tenant, file } = command;
-    let content = content_of(&file)?;
-    if serde_json::from_slice::<serde::de::IgnoredAny>(&content).is_err() {
-        return Err("a logging configuration is JSON".to_owned());
-    }
-    let desk = Desk::open(&who).await?;
-    let path = format!("/admin/1/tenants/{}/logging", segment_of(&tenant));
-    let there: LoggingState = desk.get(&path).await?;
-    let id = if there.id == 0 {
-        desk.reserve().await?
-    } else {
-        there.id
-    };
-    let revision = there.revision + 1;
-    let keys = desk.keys()?;
-    let object = Object {
-        kind: Kind::LoggingConfig,
-        id,
-        schema: LOGGING_SCHEMA,
-        revision,
-    };
-    let envelope = keys.sealer().seal(&object, &tenant, &content);
-    let doc = LoggingDoc {
-        id,
-        schema: LOGGING_SCHEMA,
-        revision,
-        epoch: keys.epoch.0,
-        envelope: envelope.ok_or("the logging configuration is too large")?,
-    };
-    desk.tell(Method::PUT, &path, &doc).await?;
-    desk.close().await
 }
 
 pub(super) async fn secrets(command: Secrets) -> Done {

@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::{Change, NAME_BYTES_MAX, Result, Store, StoreError, is_name, tenant::INVITATION_S};
 use crate::model::{
-    Accepted, AdminDoc, AdminKeys, Grant, InviteAdmin, NewVendor, Role, SegmentDoc, Session,
+    Accepted, AdminDoc, AdminKeys, Grant, InviteAdmin, NewOrganization, OrganizationKind, Role,
+    SegmentDoc, Session,
 };
 
 /// How long a session lasts, in seconds.
@@ -22,6 +23,7 @@ pub(crate) struct Admin {
     pub(crate) vendor: i64,
     pub(crate) email: String,
     pub(crate) role: Role,
+    pub(crate) kind: OrganizationKind,
 }
 
 impl Admin {
@@ -42,21 +44,43 @@ pub(crate) struct LoginState {
 
 impl Store {
     /// Stores a new vendor with its first admin.
-    pub(crate) async fn create_vendor(&self, new: &NewVendor, now: i64) -> Result<()> {
+    pub(crate) async fn create_vendor(&self, new: &NewOrganization, now: i64) -> Result<()> {
+        let mut change = self
+            .create_organization(new, OrganizationKind::Vendor, now)
+            .await?;
+        let tag = super::reserve(&mut change.tx, 1).await?;
+        sqlx::query("INSERT INTO tags (id, vendor, text, is_default, created) VALUES ($1, $2, 'default', 1, $3)")
+            .bind(tag)
+            .bind(new.id)
+            .bind(now)
+            .execute(&mut *change.tx)
+            .await?;
+        change.tx.commit().await?;
+        Ok(())
+    }
+
+    /// Begins a change with a new organization and its first admin.
+    pub(super) async fn create_organization(
+        &self,
+        new: &NewOrganization,
+        kind: OrganizationKind,
+        now: i64,
+    ) -> Result<Change> {
         if !is_name(&new.name) || !is_email(&new.email) {
             return Err(StoreError::Refused(
                 "a name and an e-mail address are needed",
             ));
         }
         if new.segment.epoch != 1 {
-            return Err(StoreError::Refused("a vendor begins with epoch 1"));
+            return Err(StoreError::Refused("an organization begins with epoch 1"));
         }
         let mut tx = self.begin().await?;
         sqlx::query(
             "INSERT INTO vendors (id, kind, name, vendor_key, version, chain, epoch, segment_public, segment_signature, leasing_required) \
-             VALUES ($1, 'vendor', $2, $3, 0, '', 1, $4, $5, 0)",
+             VALUES ($1, $2, $3, $4, 0, '', 1, $5, $6, 0)",
         )
         .bind(new.id)
+        .bind(kind.as_str())
         .bind(&new.name)
         .bind(&new.vendor_key)
         .bind(&new.segment.public_key)
@@ -79,21 +103,11 @@ impl Store {
         .bind(now)
         .execute(&mut *tx)
         .await?;
-        let tag = super::reserve(&mut tx, 1).await?;
-        sqlx::query("INSERT INTO tags (id, vendor, text, is_default, created) VALUES ($1, $2, 'default', 1, $3)")
-            .bind(tag)
-            .bind(new.id)
-            .bind(now)
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        let change = self
-            .change(new.id, &format!("admin {}", new.email), now)
-            .await?;
-        change
-            .commit("create", "vendor", &json!({ "name": new.name }))
-            .await?;
-        Ok(())
+        let actor = format!("admin {}", new.email);
+        let mut change = Change::begin(tx, new.id, &actor, now).await?;
+        let detail = json!({ "name": new.name });
+        change.note("create", kind.as_str(), &detail).await?;
+        Ok(change)
     }
 
     /// What a login of this admin is checked against.
@@ -146,19 +160,31 @@ impl Store {
             .bind(now.saturating_add(SESSION_S))
             .execute(&self.pool)
             .await?;
-        type Row = (i64, String, String, String, String, i64, String, String);
+        type Row = (
+            i64,
+            String,
+            String,
+            String,
+            String,
+            String,
+            i64,
+            String,
+            String,
+        );
         let row: Row = sqlx::query_as(
-            "SELECT a.vendor, a.role, a.vault, a.sealed_keys, v.vendor_key, v.epoch, v.segment_public, v.segment_signature \
+            "SELECT a.vendor, a.role, v.kind, a.vault, a.sealed_keys, v.vendor_key, v.epoch, v.segment_public, v.segment_signature \
              FROM admins a JOIN vendors v ON v.id = a.vendor WHERE a.id = $1",
         )
         .bind(admin)
         .fetch_one(&self.pool)
         .await?;
-        let (vendor, role, vault, sealed_keys, vendor_key, epoch, public_key, signature) = row;
+        let (vendor, role, kind, vault, sealed_keys, vendor_key, epoch, public_key, signature) =
+            row;
         Ok(Session {
             token,
             admin,
             role: role_of(&role),
+            kind: kind_of(&kind),
             vendor,
             vendor_key,
             segment: SegmentDoc {
@@ -173,18 +199,19 @@ impl Store {
 
     /// Who has the session.
     pub(crate) async fn session(&self, hash: &str, now: i64) -> Result<Option<Admin>> {
-        let row: Option<(i64, String, String)> = sqlx::query_as(
-            "SELECT a.vendor, a.email, a.role FROM sessions s JOIN admins a ON a.id = s.admin \
-             WHERE s.hash = $1 AND s.expires > $2",
+        let row: Option<(i64, String, String, String)> = sqlx::query_as(
+            "SELECT a.vendor, a.email, a.role, v.kind FROM sessions s JOIN admins a ON a.id = s.admin \
+             JOIN vendors v ON v.id = a.vendor WHERE s.hash = $1 AND s.expires > $2",
         )
         .bind(hash)
         .bind(now)
         .fetch_optional(&self.pool)
         .await?;
-        Ok(row.map(|(vendor, email, role)| Admin {
+        Ok(row.map(|(vendor, email, role, kind)| Admin {
             vendor,
             email,
             role: role_of(&role),
+            kind: kind_of(&kind),
         }))
     }
 
@@ -370,6 +397,15 @@ fn role_of(text: &str) -> Role {
         Role::Admin
     } else {
         Role::Auditor
+    }
+}
+
+/// What is not known is a tenant's, which may do less.
+fn kind_of(text: &str) -> OrganizationKind {
+    if text == OrganizationKind::Vendor.as_str() {
+        OrganizationKind::Vendor
+    } else {
+        OrganizationKind::Tenant
     }
 }
 

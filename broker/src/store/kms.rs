@@ -6,27 +6,29 @@ use serde_json::json;
 use sqlx::Row as _;
 use tsp_wire::KmsConfigId;
 
-use super::{Change, Result, Store, StoreError};
-use crate::model::{Assign, AssignmentState, KmsDoc, KmsSummary};
+use super::{Change, Result, Store, StoreError, tenant::TenantRow};
+use crate::model::{Assign, AssignmentState, KmsDoc, KmsSummary, SealedContent};
 
 impl Store {
     /// The vendor's KMS configs, without their contents.
     pub(crate) async fn kms_configs(&self, vendor: i64) -> Result<Vec<KmsSummary>> {
         let mut tx = self.begin_reading().await?;
-        let rows: Vec<(i64, String, i64, i64)> = sqlx::query_as(
-            "SELECT a.kms, t.id, a.active, a.is_primary FROM assignments a JOIN tenants t ON t.number = a.tenant \
-             WHERE t.vendor = $1",
+        let rows: Vec<(i64, i64, String, i64, i64)> = sqlx::query_as(
+            "SELECT a.kms, t.vendor, t.id, a.active, a.is_primary FROM assignments a JOIN tenants t ON t.number = a.tenant \
+             JOIN kms_configs k ON k.id = a.kms WHERE k.vendor = $1",
         )
         .bind(vendor)
         .fetch_all(&mut *tx)
         .await?;
-        let mut tenants: BTreeMap<i64, BTreeMap<String, AssignmentState>> = BTreeMap::new();
-        for (kms, tenant, active, primary) in rows {
+        let mut tenants: BTreeMap<i64, (i64, BTreeMap<String, AssignmentState>)> = BTreeMap::new();
+        for (kms, of, tenant, active, primary) in rows {
             let state = AssignmentState {
                 active: active != 0,
                 primary: primary != 0,
             };
-            tenants.entry(kms).or_default().insert(tenant, state);
+            let served = tenants.entry(kms).or_default();
+            served.0 = of;
+            served.1.insert(tenant, state);
         }
         let rows = sqlx::query(
             "SELECT id, kind, key_path, revision, leasing_allowed, created_by, created, updated, \
@@ -38,13 +40,15 @@ impl Store {
         let mut configs = Vec::with_capacity(rows.len());
         for row in rows {
             let id = row.try_get(0)?;
+            let (of, tenants) = tenants.remove(&id).unwrap_or_default();
             configs.push(KmsSummary {
                 id,
                 kind: row.try_get(1)?,
                 key_path: serde_json::from_str(row.try_get(2)?).unwrap_or_default(),
                 revision: row.try_get(3)?,
                 leasing_allowed: row.try_get::<i64, _>(4)? != 0,
-                tenants: tenants.remove(&id).unwrap_or_default(),
+                vendor: of,
+                tenants,
                 secrets: row.try_get(8)?,
                 created_by: row.try_get(5)?,
                 created: row.try_get(6)?,
@@ -52,6 +56,36 @@ impl Store {
             });
         }
         Ok(configs)
+    }
+}
+
+/// What an assignment has besides its state.
+#[derive(Debug)]
+pub(super) struct NewAssignment<'a> {
+    pub(super) signer: &'a str,
+    pub(super) signature: &'a str,
+    /// Of a tenant's own config, sealed to the vendor's segment; else empty.
+    pub(super) envelope: &'a str,
+    pub(super) leasing_allowed: bool,
+}
+
+impl Store {
+    /// A KMS config as it is sealed to its own organization.
+    pub(crate) async fn kms_content(&self, vendor: i64, id: i64) -> Result<SealedContent> {
+        let row: Option<(i64, i64, String)> = sqlx::query_as(
+            "SELECT content_schema, revision, envelope FROM kms_configs WHERE vendor = $1 AND id = $2",
+        )
+        .bind(vendor)
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .await?;
+        let (schema, revision, envelope) =
+            row.ok_or(StoreError::NotFound("there is no such KMS config"))?;
+        Ok(SealedContent {
+            schema: u16::try_from(schema).unwrap_or(u16::MAX),
+            revision,
+            envelope,
+        })
     }
 }
 
@@ -141,7 +175,7 @@ impl Change {
     }
 
     /// Deletes a KMS config that is assigned to nobody, and the tenant secrets that only it opens.
-    pub(crate) async fn delete_kms(&mut self, id: i64) -> Result<serde_json::Value> {
+    pub(crate) async fn delete_kms(mut self, id: i64) -> Result<()> {
         self.kms_leasing(id).await?;
         let (assignments,): (i64,) =
             sqlx::query_as("SELECT COUNT(*) FROM assignments WHERE kms = $1")
@@ -151,6 +185,15 @@ impl Change {
         if assignments > 0 {
             return Err(StoreError::Refused("it is still assigned to tenants"));
         }
+        // A tenant's config may have been of use at several vendors, one after the other.
+        let vendors: Vec<(i64,)> = sqlx::query_as(
+            "SELECT DISTINCT t.vendor FROM secrets s JOIN tenants t ON t.number = s.tenant \
+             WHERE s.kms = $1 AND t.vendor <> $2 ORDER BY t.vendor",
+        )
+        .bind(id)
+        .bind(self.vendor)
+        .fetch_all(&mut *self.tx)
+        .await?;
         let secrets = sqlx::query("DELETE FROM secrets WHERE kms = $1")
             .bind(id)
             .execute(&mut *self.tx)
@@ -159,7 +202,17 @@ impl Change {
             .bind(id)
             .execute(&mut *self.tx)
             .await?;
-        Ok(json!({ "secrets": secrets.rows_affected() }))
+        let (object, detail) = (
+            format!("kms {id}"),
+            json!({ "secrets": secrets.rows_affected() }),
+        );
+        self.note("delete", &object, &detail).await?;
+        let actor = format!("{} of organization {}", self.actor, self.vendor);
+        for (vendor,) in vendors {
+            self.turn_to(vendor, &actor).await?;
+            self.note("delete", &object, &json!({})).await?;
+        }
+        Ok(self.tx.commit().await?)
     }
 
     /// Whether the KMS config allows leasing.
@@ -176,34 +229,38 @@ impl Change {
 
     /// Assigns a KMS config to a tenant, or changes how it is assigned. A new primary takes the place of the old one.
     pub(crate) async fn assign(&mut self, kms: i64, tenant: &str, wanted: &Assign) -> Result<()> {
-        let state = wanted.state;
-        if state.primary && !state.active {
-            return Err(StoreError::Refused(
-                "only an active assignment can be primary",
-            ));
-        }
         let leasing_allowed = self.kms_leasing(kms).await?;
         let tenant = self.tenant(tenant).await?;
-        if tenant.leasing_required && !leasing_allowed {
+        tenant.not_its_own()?;
+        let new = NewAssignment {
+            signer: &wanted.signer,
+            signature: &wanted.signature,
+            envelope: "",
+            leasing_allowed,
+        };
+        self.write_assignment(kms, tenant, wanted.state, &new).await
+    }
+
+    /// Stores an assignment, or changes it.
+    pub(super) async fn write_assignment(
+        &mut self,
+        kms: i64,
+        tenant: TenantRow,
+        state: AssignmentState,
+        new: &NewAssignment<'_>,
+    ) -> Result<()> {
+        if tenant.leasing_required && !new.leasing_allowed {
             return Err(StoreError::Refused(
                 "the tenant requires leasing, and the KMS config does not allow it",
             ));
         }
-        if state.primary {
-            sqlx::query(
-                "UPDATE assignments SET is_primary = 0, updated = $1 WHERE tenant = $2 AND is_primary = 1 AND kms <> $3",
-            )
-            .bind(self.at)
-            .bind(tenant.number)
-            .bind(kms)
-            .execute(&mut *self.tx)
-            .await?;
-        }
+        self.make_room(kms, tenant.number, state).await?;
         sqlx::query(
-            "INSERT INTO assignments (tenant, kms, active, is_primary, created_by, created, updated, signer, signature) \
-             VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8) ON CONFLICT (tenant, kms) DO UPDATE SET active = excluded.active, \
+            "INSERT INTO assignments \
+             (tenant, kms, active, is_primary, created_by, created, updated, signer, signature, envelope) \
+             VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8, $9) ON CONFLICT (tenant, kms) DO UPDATE SET active = excluded.active, \
              is_primary = excluded.is_primary, updated = excluded.updated, signer = excluded.signer, \
-             signature = excluded.signature",
+             signature = excluded.signature, envelope = excluded.envelope",
         )
         .bind(tenant.number)
         .bind(kms)
@@ -211,18 +268,69 @@ impl Change {
         .bind(i64::from(state.primary))
         .bind(self.actor.clone())
         .bind(self.at)
-        .bind(&wanted.signer)
-        .bind(&wanted.signature)
+        .bind(new.signer)
+        .bind(new.signature)
+        .bind(new.envelope)
         .execute(&mut *self.tx)
         .await?;
+        Ok(())
+    }
+
+    /// Changes how a KMS config is assigned.
+    pub(super) async fn change_assignment(
+        &mut self,
+        kms: i64,
+        tenant: i64,
+        state: AssignmentState,
+    ) -> Result<()> {
+        self.make_room(kms, tenant, state).await?;
+        let changed = sqlx::query(
+            "UPDATE assignments SET active = $1, is_primary = $2, updated = $3 WHERE tenant = $4 AND kms = $5",
+        )
+        .bind(i64::from(state.active))
+        .bind(i64::from(state.primary))
+        .bind(self.at)
+        .bind(tenant)
+        .bind(kms)
+        .execute(&mut *self.tx)
+        .await?;
+        if changed.rows_affected() == 0 {
+            return Err(StoreError::NotFound("it is not assigned to this tenant"));
+        }
+        Ok(())
+    }
+
+    /// Takes the primary's place, if `state` is to have it.
+    async fn make_room(&mut self, kms: i64, tenant: i64, state: AssignmentState) -> Result<()> {
+        if state.primary && !state.active {
+            return Err(StoreError::Refused(
+                "only an active assignment can be primary",
+            ));
+        }
+        if state.primary {
+            sqlx::query(
+                "UPDATE assignments SET is_primary = 0, updated = $1 WHERE tenant = $2 AND is_primary = 1 AND kms <> $3",
+            )
+            .bind(self.at)
+            .bind(tenant)
+            .bind(kms)
+            .execute(&mut *self.tx)
+            .await?;
+        }
         Ok(())
     }
 
     /// Takes an assignment away.
     pub(crate) async fn unassign(&mut self, kms: i64, tenant: &str) -> Result<()> {
         let tenant = self.tenant(tenant).await?;
+        tenant.not_its_own()?;
+        self.delete_assignment(kms, tenant.number).await
+    }
+
+    /// Takes an assignment away from the tenant with this number.
+    pub(super) async fn delete_assignment(&mut self, kms: i64, tenant: i64) -> Result<()> {
         let gone = sqlx::query("DELETE FROM assignments WHERE tenant = $1 AND kms = $2")
-            .bind(tenant.number)
+            .bind(tenant)
             .bind(kms)
             .execute(&mut *self.tx)
             .await?;
@@ -231,7 +339,7 @@ impl Change {
         }
         sqlx::query("UPDATE tenants SET config_deleted = $1 WHERE number = $2")
             .bind(self.at)
-            .bind(tenant.number)
+            .bind(tenant)
             .execute(&mut *self.tx)
             .await?;
         Ok(())

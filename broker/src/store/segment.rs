@@ -35,7 +35,9 @@ async fn sealed(tx: &mut Transaction<'static, Any>, vendor: i64) -> Result<Seale
     .fetch_all(&mut **tx)
     .await?;
     let kms = sqlx::query_as(
-        "SELECT id, content_schema, revision, envelope FROM kms_configs WHERE vendor = $1",
+        "SELECT id, content_schema, revision, envelope FROM kms_configs WHERE vendor = $1 UNION ALL \
+         SELECT k.id, k.content_schema, k.revision, a.envelope FROM assignments a JOIN kms_configs k ON k.id = a.kms \
+         JOIN tenants t ON t.number = a.tenant WHERE t.vendor = $1 AND a.envelope <> ''",
     )
     .bind(vendor)
     .fetch_all(&mut **tx)
@@ -115,19 +117,26 @@ impl Change {
         };
         for (statement, values) in [
             (
-                "UPDATE accounts SET sealed_key = $1 WHERE config = $2",
+                "UPDATE accounts SET sealed_key = $1 WHERE config = $2 AND vendor = $3",
                 texts(&new.accounts),
             ),
             (
-                "UPDATE admins SET sealed_keys = $1 WHERE id = $2",
+                "UPDATE admins SET sealed_keys = $1 WHERE id = $2 AND vendor = $3",
                 texts(&new.admins),
             ),
             (
-                "UPDATE kms_configs SET envelope = $1 WHERE id = $2",
+                "UPDATE kms_configs SET envelope = $1 WHERE id = $2 AND vendor = $3",
                 envelopes(&new.kms),
             ),
             (
-                "UPDATE logging_configs SET envelope = $1 WHERE id = $2",
+                // Those that tenants made, as they are sealed to this vendor.
+                "UPDATE assignments SET envelope = $1 WHERE kms = $2 AND envelope <> '' \
+                 AND tenant IN (SELECT number FROM tenants WHERE vendor = $3)",
+                envelopes(&new.kms),
+            ),
+            (
+                "UPDATE logging_configs SET envelope = $1 WHERE id = $2 \
+                 AND tenant IN (SELECT number FROM tenants WHERE vendor = $3)",
                 envelopes(&new.logging),
             ),
         ] {
@@ -135,6 +144,7 @@ impl Change {
                 sqlx::query(statement)
                     .bind(value)
                     .bind(id)
+                    .bind(self.vendor)
                     .execute(&mut *self.tx)
                     .await?;
             }

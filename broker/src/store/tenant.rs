@@ -6,7 +6,8 @@ use tsp_wire::TenantId;
 
 use super::{Change, Result, Store, StoreError, account::grouped, is_name};
 use crate::model::{
-    LoggingDoc, LoggingState, NewTenant, RotateSecret, RotationStep, TenantChange, TenantDoc,
+    Invite, LoggingDoc, LoggingState, NewTenant, RotateSecret, RotationStep, TenantChange,
+    TenantDoc,
 };
 
 /// How long an invitation can be answered, in seconds.
@@ -23,6 +24,20 @@ pub(crate) struct TenantRow {
     pub(crate) leasing_required: bool,
     pub(crate) claimed: bool,
     pub(crate) config_deleted: i64,
+    /// Whether its organization has made a KMS config.
+    pub(crate) has_own: bool,
+}
+
+impl TenantRow {
+    /// Refuses what only a vendor does for a tenant that leaves its keys to the vendor.
+    pub(crate) fn not_its_own(&self) -> Result<()> {
+        if self.has_own {
+            return Err(StoreError::Refused(
+                "the tenant has KMS configs of its own, and says itself which ones serve it",
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl Store {
@@ -37,8 +52,10 @@ impl Store {
         .await?;
         let mut tags = grouped::<i64, String>(tags);
         let rows = sqlx::query(
-            "SELECT number, id, name, leasing_required, claimed, archived, created, \
-             (SELECT COUNT(*) FROM invitations i WHERE i.tenant = tenants.number) FROM tenants WHERE vendor = $1 ORDER BY number",
+            "SELECT t.number, t.id, t.name, t.leasing_required, t.claimed, t.archived, t.created, \
+             (SELECT COUNT(*) FROM invitations i WHERE i.tenant = t.number), COALESCE(o.name, ''), COALESCE(o.vendor_key, ''), \
+             t.organization_signature, (SELECT COUNT(*) FROM kms_configs k WHERE k.vendor = t.organization) \
+             FROM tenants t LEFT JOIN vendors o ON o.id = t.organization WHERE t.vendor = $1 ORDER BY t.number",
         )
         .bind(vendor)
         .fetch_all(&mut *tx)
@@ -55,6 +72,10 @@ impl Store {
                 claimed,
                 archived: flag(5)?,
                 tags: tags.remove(&row.try_get(0)?).unwrap_or_default(),
+                organization: row.try_get(8)?,
+                organization_key: row.try_get(9)?,
+                confirmed: !row.try_get::<&str, _>(10)?.is_empty(),
+                own_kms: row.try_get(11)?,
                 created: row.try_get(6)?,
             });
         }
@@ -154,20 +175,23 @@ impl Change {
 
     /// The tenant with this id.
     pub(crate) async fn tenant(&mut self, id: &str) -> Result<TenantRow> {
-        let row: Option<(i64, i64, i64, i64)> = sqlx::query_as(
-            "SELECT number, leasing_required, claimed, config_deleted FROM tenants WHERE vendor = $1 AND id = $2",
+        let row: Option<(i64, i64, i64, i64, i64)> = sqlx::query_as(
+            "SELECT number, leasing_required, claimed, config_deleted, \
+             (SELECT COUNT(*) FROM kms_configs k WHERE k.vendor = tenants.organization) \
+             FROM tenants WHERE vendor = $1 AND id = $2",
         )
         .bind(self.vendor)
         .bind(id)
         .fetch_optional(&mut *self.tx)
         .await?;
-        let (number, leasing_required, claimed, config_deleted) =
+        let (number, leasing_required, claimed, config_deleted, own) =
             row.ok_or(StoreError::NotFound("there is no such tenant"))?;
         Ok(TenantRow {
             number,
             leasing_required: leasing_required != 0,
             claimed: claimed != 0,
             config_deleted,
+            has_own: own > 0,
         })
     }
 
@@ -330,8 +354,8 @@ impl Change {
     }
 
     /// Stores an invitation in the place of earlier ones. Its link's token is known to the store by its hash.
-    pub(crate) async fn invite(&mut self, id: &str, email: &str, hash: &str) -> Result<i64> {
-        if !super::admin::is_email(email) {
+    pub(crate) async fn invite(&mut self, id: &str, invite: &Invite, hash: &str) -> Result<i64> {
+        if !super::admin::is_email(&invite.email) {
             return Err(StoreError::Refused("that is no e-mail address"));
         }
         let tenant = self.tenant(id).await?;
@@ -344,30 +368,63 @@ impl Change {
             .await?;
         let expires = self.at.saturating_add(INVITATION_S);
         sqlx::query(
-            "INSERT INTO invitations (hash, tenant, email, expires) VALUES ($1, $2, $3, $4)",
+            "INSERT INTO invitations (hash, tenant, email, expires, key, signature) VALUES ($1, $2, $3, $4, $5, $6)",
         )
         .bind(hash)
         .bind(tenant.number)
-        .bind(email)
+        .bind(&invite.email)
         .bind(expires)
+        .bind(&invite.key)
+        .bind(&invite.signature)
         .execute(&mut *self.tx)
         .await?;
         Ok(expires)
     }
 
-    /// Sets a tenant's logging configuration.
+    /// The tenant's logging configuration as it is, for `owner` to change: one that the tenant made is the tenant's alone.
+    async fn logging_of(&mut self, tenant: i64, owner: i64) -> Result<Option<(i64, i64)>> {
+        let there: Option<(i64, i64, i64)> =
+            sqlx::query_as("SELECT id, revision, owner FROM logging_configs WHERE tenant = $1")
+                .bind(tenant)
+                .fetch_optional(&mut *self.tx)
+                .await?;
+        if let Some((_, _, other)) = there
+            && other != owner
+            && owner == self.vendor
+        {
+            return Err(StoreError::Refused(
+                "the tenant has made its logging configuration itself",
+            ));
+        }
+        Ok(there.map(|(id, revision, _)| (id, revision)))
+    }
+
+    /// Takes a tenant's logging configuration away.
+    pub(crate) async fn remove_logging(
+        &mut self,
+        tenant: &str,
+        owner: i64,
+    ) -> Result<serde_json::Value> {
+        let tenant = self.tenant(tenant).await?;
+        let there = self.logging_of(tenant.number, owner).await?;
+        let (id, _) = there.ok_or(StoreError::NotFound("there is no logging configuration"))?;
+        sqlx::query("DELETE FROM logging_configs WHERE tenant = $1")
+            .bind(tenant.number)
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(json!({ "id": id }))
+    }
+
+    /// Sets a tenant's logging configuration, as `owner`: the vendor, or the tenant's organization.
     pub(crate) async fn set_logging(
         &mut self,
         tenant: &str,
         doc: &LoggingDoc,
+        owner: i64,
     ) -> Result<serde_json::Value> {
         self.check_epoch(doc.epoch)?;
         let tenant = self.tenant(tenant).await?;
-        let there: Option<(i64, i64)> =
-            sqlx::query_as("SELECT id, revision FROM logging_configs WHERE tenant = $1")
-                .bind(tenant.number)
-                .fetch_optional(&mut *self.tx)
-                .await?;
+        let there = self.logging_of(tenant.number, owner).await?;
         let (id, revision) = there.unwrap_or((doc.id, 0));
         if doc.id != id || doc.revision != revision + 1 {
             return Err(StoreError::Conflict(
@@ -377,7 +434,7 @@ impl Change {
         sqlx::query(
             "INSERT INTO logging_configs (id, tenant, content_schema, revision, envelope, updated, owner) \
              VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO UPDATE SET content_schema = excluded.content_schema, \
-             revision = excluded.revision, envelope = excluded.envelope, updated = excluded.updated",
+             revision = excluded.revision, envelope = excluded.envelope, updated = excluded.updated, owner = excluded.owner",
         )
         .bind(doc.id)
         .bind(tenant.number)
@@ -385,7 +442,7 @@ impl Change {
         .bind(doc.revision)
         .bind(&doc.envelope)
         .bind(self.at)
-        .bind(self.vendor)
+        .bind(owner)
         .execute(&mut *self.tx)
         .await?;
         Ok(json!({ "id": doc.id, "revision": doc.revision }))

@@ -15,3 +15,4 @@ mod faults;
 mod lifecycle;
 mod rules;
 mod support;
+mod tenants;

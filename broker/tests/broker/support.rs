@@ -104,8 +104,8 @@ impl World {
         Broker::start(self.folder.path(), &self.database_url, 0)
     }
 
-    /// The same of another admin: one with a profile of their own.
-    fn run_as(&self, who: &str, arguments: &[&str]) -> Output {
+    /// Runs a command of an admin's with a profile of their own.
+    pub(crate) fn run_as(&self, who: &str, arguments: &[&str]) -> Output {
         mortal(env!("CARGO_BIN_EXE_tsp-broker"))
             .args(arguments)
             .env_clear()
