@@ -361,6 +361,7 @@ pub(crate) fn signed(account: &ServiceAccount, request: &token::Request<'_>, now
 struct Postgres {
     port: u16,
     bin: PathBuf,
+    data: PathBuf,
 }
 
 fn postgres() -> &'static Postgres {
@@ -432,33 +433,69 @@ impl Postgres {
                 let log = BufReader::new(server.stderr.take().unwrap());
                 for line in log.lines().map_while(Result::ok) {
                     if line.contains("ready to accept connections") {
-                        ready.send(port).unwrap();
+                        ready.send((port, data.clone())).unwrap();
                     }
                 }
                 let _ = server.wait();
             }
         });
-        let port = started.recv_timeout(PATIENCE).expect("PostgreSQL starts");
-        Self { port, bin }
+        let (port, data) = started.recv_timeout(PATIENCE).expect("PostgreSQL starts");
+        Self { port, bin, data }
     }
 
     /// A new, empty database.
     fn database(&self) -> String {
+        let name = Self::next_name();
+        self.run(&self.url("postgres"), &format!("CREATE DATABASE {name}"));
+        self.url(&name)
+    }
+
+    fn next_name() -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("broker{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let url = |name: &str| format!("postgres://postgres@127.0.0.1:{}/{name}", self.port);
-        let made = Command::new(self.bin.join("psql"))
-            .arg(url("postgres"))
-            .args(["-c", &format!("CREATE DATABASE {name}")])
+        format!("broker{}", NUMBER.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn url(&self, name: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{name}", self.port)
+    }
+
+    fn run(&self, url: &str, statement: &str) {
+        let done = Command::new(self.bin.join("psql"))
+            .arg(url)
+            .args(["-c", statement])
             .output()
             .unwrap();
-        assert!(
-            made.status.success(),
-            "{}",
-            String::from_utf8_lossy(&made.stderr)
-        );
-        url(&name)
+        let errors = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{statement}: {errors}");
     }
+}
+
+/// Changes the database behind the broker's back: PostgreSQL's alone.
+pub(crate) fn sql(world: &World, statement: &str) {
+    postgres().run(&world.database_url, statement);
+}
+
+/// The database's own files, all of them, with its log of changes.
+pub(crate) fn database_files(world: &World) -> Vec<u8> {
+    let folder = match world.kind {
+        Kind::Sqlite => return dumped(world),
+        Kind::Postgres => &postgres().data,
+    };
+    postgres().run(&world.database_url, "CHECKPOINT");
+    let mut bytes = Vec::new();
+    let mut folders = vec![folder.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map_while(Result::ok) {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                // One that went away meanwhile holds nothing.
+                bytes.extend(fs::read(path).unwrap_or_default());
+            }
+        }
+    }
+    bytes
 }
 
 /// All that the database holds, as text or as bytes.

@@ -1,10 +1,10 @@
 //! Tenants' own organizations: how they come to be, and that their configurations are theirs.
 
-use std::{process::Command, thread};
+use std::thread;
 
 use tsp_wire::account::{ConfigError, env::ServiceAccount};
 
-use crate::support::{Kind, World, on_both};
+use crate::support::{Kind, World, on_both, sql};
 
 /// The tenant `acme`, whose own admin is `eve`.
 fn with_tenant(world: &World) {
@@ -211,14 +211,6 @@ fn an_invitation_is_over_after_a_week() {
     );
     let refused = world.refused_as("eve", &["tenant", "accept", link.trim()]);
     assert!(refused.contains("is over"), "{refused}");
-}
-
-fn sql(world: &World, statement: &str) {
-    let done = Command::new("psql")
-        .arg(&world.database_url)
-        .args(["-c", statement])
-        .output();
-    assert!(done.unwrap().status.success(), "{statement}");
 }
 
 #[test]
