@@ -1,5 +1,6 @@
 //! The command line: what an admin does, sealed and opened on the admin's machine.
 
+mod accounts;
 mod admins;
 mod commands;
 mod configs;
@@ -32,7 +33,7 @@ enum Command {
     Serve(Serve),
     /// Make a vendor, its segment key and its first admin
     Init(Init),
-    /// Service accounts of proxies
+    /// Service accounts of proxies and of bridges
     #[command(subcommand)]
     ServiceAccount(ServiceAccount),
     /// Service accounts: revoke one
@@ -117,6 +118,9 @@ enum ServiceAccount {
         /// For people
         #[arg(long)]
         name: String,
+        /// What it is for
+        #[arg(long = "type", value_enum, default_value_t = Kind::Tsp)]
+        kind: Kind,
         /// A tag; tenants with one of them reach the account. Without any: the default tag
         #[arg(long = "tag")]
         tags: Vec<String>,
@@ -129,6 +133,15 @@ enum ServiceAccount {
         #[command(flatten)]
         who: Who,
     },
+}
+
+/// What a service account is for.
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    /// A proxy, or a log driver: opens configurations
+    Tsp,
+    /// A vendor bridge: manages tenants and configurations, and opens nothing
+    Bridge,
 }
 
 #[derive(Subcommand)]
@@ -506,8 +519,8 @@ async fn run(command: Command) -> Result<(), String> {
             .map_err(|why| why.to_string())
         }
         Command::Init(init) => commands::init(init).await,
-        Command::ServiceAccount(command) => commands::service_account(command).await,
-        Command::Account(command) => commands::account(command).await,
+        Command::ServiceAccount(command) => accounts::service_account(command).await,
+        Command::Account(command) => accounts::account(command).await,
         Command::Admin(command) => admins::run(command).await,
         Command::Tenant(command) => commands::tenant(command).await,
         Command::Kms(command) => configs::kms(command).await,

@@ -18,14 +18,13 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tsp_wire::{
-    ApiKey, Secret,
-    account::{AccountId, env::ServiceAccount as EnvAccount},
-    envelope::{KEY_BYTES, Kind, PrivateKey, PublicKey, SigningKey, VendorFingerprint},
+    Secret,
+    envelope::{KEY_BYTES, Kind, PublicKey, VendorFingerprint},
 };
 use zeroize::Zeroizing;
 
 use super::{
-    Account, Audit, Init, Secrets, Segment, ServiceAccount, Step, Tenant, Who, organization,
+    Audit, Init, Secrets, Segment, Step, Tenant, Who, organization,
     profile::{Profile, passphrase},
 };
 use crate::{
@@ -33,9 +32,9 @@ use crate::{
     clock,
     keys::{AdminSecret, Object, VendorKeys, random},
     model::{
-        AccountDoc, AccountKind, ChangeDoc, Login, Member, NewAccount, NewOrganization, NewTenant,
-        OrganizationKind, Reserve, Reserved, Role, RotateSecret, Rotation, RotationStep, Sealed,
-        SealedContent, SecretDoc, Session, TenantChange, TenantDoc,
+        ChangeDoc, Login, Member, NewOrganization, NewTenant, OrganizationKind, Reserve, Reserved,
+        Role, RotateSecret, Rotation, RotationStep, Sealed, SealedContent, SecretDoc, Session,
+        TenantChange, TenantDoc,
     },
     store,
 };
@@ -235,80 +234,6 @@ pub(super) async fn init(init: Init) -> Done {
         keys.vendor.fingerprint,
         init.who.profile.display()
     ))
-}
-
-pub(super) async fn service_account(command: ServiceAccount) -> Done {
-    match command {
-        ServiceAccount::Create {
-            who,
-            name,
-            tags,
-            api_key,
-        } => create_account(&who, name, tags, api_key).await,
-        ServiceAccount::List { who } => {
-            let desk = Desk::open(&who).await?;
-            let accounts: Vec<AccountDoc> = desk.get("/admin/1/accounts").await?;
-            print_json(&accounts)?;
-            desk.close().await
-        }
-    }
-}
-
-async fn create_account(
-    who: &Who,
-    name: String,
-    tags: Vec<String>,
-    api_key: Option<String>,
-) -> Done {
-    let api_key = api_key.map(Zeroizing::new).unwrap_or_else(|| {
-        let mut bytes = Zeroizing::new([0; 24]);
-        random().fill_bytes(bytes.as_mut_slice());
-        Zeroizing::new(URL_SAFE_NO_PAD.encode(bytes.as_slice()))
-    });
-    let api_key = ApiKey::new(api_key.as_str().to_owned())
-        .ok_or("an API key has 1 to 512 visible characters of ASCII")?;
-    let desk = Desk::open(who).await?;
-    let keys = desk.keys()?;
-    let config = desk.reserve().await?;
-    let mut own = [0; 12];
-    random().fill_bytes(&mut own);
-    let account = EnvAccount {
-        broker_url: desk.profile.broker.clone(),
-        id: AccountId::new(own, &keys.signing.verifying()),
-        config: u64::try_from(config).map_err(|_| FAILED)?,
-        segment: keys.vendor.segment,
-        encryption_key: PrivateKey::generate(&mut random()),
-        signing_key: SigningKey::generate(&mut random()).ok_or(FAILED)?,
-    };
-    let public = account.encryption_key.public();
-    let new = NewAccount {
-        config,
-        id: account.id.to_string(),
-        name,
-        kind: AccountKind::Tsp,
-        encryption_key: STANDARD.encode(public.as_bytes()),
-        signing_key: STANDARD.encode(account.signing_key.verifying().as_bytes()),
-        sealed_key: Some(keys.sealed_to_account(config, &public).ok_or(FAILED)?),
-        certificate: keys.certify(config, &public).ok_or(FAILED)?,
-        epoch: keys.epoch.0,
-        tags,
-    };
-    desk.tell(Method::POST, "/admin/1/accounts", &new).await?;
-    print(&account.to_file(&api_key))?;
-    desk.close().await
-}
-
-pub(super) async fn account(command: Account) -> Done {
-    let Account::Revoke { who, config } = command;
-    let desk = Desk::open(&who).await?;
-    let path = format!("/admin/1/accounts/{config}");
-    desk.tell(Method::DELETE, &path, &json!({})).await?;
-    print(
-        "Revoked: the broker refuses it from now on, and a proxy that runs with it stops within 24 hours.\n\
-         What it has read it has read. Run `tsp-broker segment rotate`, so that it cannot open what it may get hold of later;\n\
-         and if its file of variables leaked, have the tenants replace their KMS credentials.\n",
-    )?;
-    desk.close().await
 }
 
 pub(super) async fn tenant(command: Tenant) -> Done {
