@@ -2,6 +2,7 @@
 
 mod account;
 mod admin;
+mod admins;
 mod organization;
 
 use std::{sync::Arc, time::Duration};
@@ -21,7 +22,11 @@ use tsp_wire::{
     envelope::{self, Epoch},
 };
 
-use crate::store::{Store, StoreError};
+use crate::{
+    mail::{Mail, one_line, readable},
+    model::Invitation,
+    store::{Store, StoreError},
+};
 
 /// Longest body of an admin's request, in bytes: a rotation carries all envelopes of 100,000 KMS configs.
 const ADMIN_BYTES_MAX: usize = 128 * 1024 * 1024;
@@ -35,6 +40,36 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     /// Who knows it may make a new vendor. Absent: nobody may.
     pub(crate) setup_token: Option<Arc<Secret<String>>>,
+    /// Absent: no mail is sent.
+    pub(crate) mail: Option<Mail>,
+}
+
+impl Shared {
+    /// Mails the link of an invitation to whoever is invited, if mail is configured: to be answered by `command`. Gives whether
+    /// the mail is on its way.
+    pub(crate) async fn mail_invitation(
+        &self,
+        vendor: i64,
+        invitation: &Invitation,
+        email: &str,
+        what: &str,
+        command: &str,
+    ) -> Result<bool, ApiError> {
+        let Some(mail) = &self.mail else {
+            return Ok(false);
+        };
+        let (name, vendor_key) = self.store.organization(vendor).await?;
+        let fingerprint = envelope::VerifyingKey::from_bytes(key(&vendor_key)?).fingerprint();
+        let link = mail.link(&invitation.token, &fingerprint.to_string());
+        let (name, what) = (one_line(&name), one_line(what));
+        let expires = readable(invitation.expires);
+        let body = format!(
+            "{name} invites you {what}.\n\n    tsp-broker {command} '{link}'\n\n\
+             The link is good once, until {expires}. It came through the broker, which could have changed it: the command prints a \
+             code,\nand {name} wants to hear it from you, by another way than this.\n"
+        );
+        Ok(mail.send(email, &format!("Invitation by {name}"), body))
+    }
 }
 
 /// All routes.

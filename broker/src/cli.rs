@@ -11,7 +11,9 @@ use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::serve;
+use tsp_wire::Secret;
+
+use crate::{mail::MailConfig, serve};
 
 /// Exit code for a command line or a configuration that cannot be used (`EX_USAGE`).
 const EXIT_USAGE: u8 = 64;
@@ -78,6 +80,15 @@ struct Serve {
     /// Who presents it may make a new vendor; without it nobody may
     #[arg(long, env = "BROKER_SETUP_TOKEN", hide_env_values = true)]
     setup_token: Option<String>,
+    /// smtps://user:password@host, or smtp://…?tls=required; without it no mail is sent
+    #[arg(long, env = "BROKER_SMTP_URL", hide_env_values = true, requires_all = ["mail_from", "public_url"])]
+    smtp_url: Option<String>,
+    /// Whom mails are from
+    #[arg(long, env = "BROKER_MAIL_FROM")]
+    mail_from: Option<String>,
+    /// The broker's own URL, for the links in mails
+    #[arg(long, env = "BROKER_PUBLIC_URL")]
+    public_url: Option<String>,
 }
 
 /// Where an admin's profile is. The passphrase comes from `BROKER_PASSPHRASE`, or is asked for.
@@ -197,6 +208,14 @@ enum Admins {
         who: Who,
         /// The e-mail address
         email: String,
+    },
+    /// Say whether you want to hear by mail what is done in the organization
+    Notify {
+        #[command(flatten)]
+        who: Who,
+        /// true or false
+        #[arg(action = clap::ArgAction::Set)]
+        notify: bool,
     },
 }
 
@@ -459,6 +478,14 @@ enum Segment {
 
 #[derive(Subcommand)]
 enum Audit {
+    /// Print it, a line of JSON each
+    List {
+        #[command(flatten)]
+        who: Who,
+        /// Only what came after the line with this number
+        #[arg(long, default_value_t = 0)]
+        after: i64,
+    },
     /// Check that the trail is whole, and goes on from where it was when last checked
     Verify {
         #[command(flatten)]
@@ -510,6 +537,11 @@ async fn run(command: Command) -> Result<(), String> {
                 database_url: options.database_url,
                 listen: options.listen,
                 setup_token: options.setup_token,
+                mail: options.smtp_url.map(|smtp_url| MailConfig {
+                    smtp_url: Secret::new(smtp_url),
+                    from: options.mail_from.unwrap_or_default(),
+                    public_url: options.public_url.unwrap_or_default(),
+                }),
             };
             serve::run(config, |address| {
                 let _ = writeln!(std::io::stdout(), "listening at http://{address}");

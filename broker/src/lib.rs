@@ -12,6 +12,7 @@ pub mod cli;
 pub mod client;
 mod clock;
 mod keys;
+pub mod mail;
 pub mod model;
 pub mod serve;
 mod store;

@@ -432,6 +432,15 @@ pub struct Invitation {
     pub token: String,
     /// Until when, as Unix time in seconds.
     pub expires: i64,
+    /// Whether a mail is on its way.
+    pub mailed: bool,
+}
+
+/// Whether an admin wants to hear by mail what is done in their organization.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Notify {
+    /// Whether.
+    pub notify: bool,
 }
 
 /// One step of the rotation of a tenant secret.
@@ -513,8 +522,10 @@ pub struct AdminDoc {
     pub role: String,
     /// X25519 public key; empty until the invitation was accepted.
     pub public_key: String,
-    /// Whether the vendor's keys are sealed to it.
+    /// Whether the organization's keys are sealed to it.
     pub granted: bool,
+    /// Whether they hear by mail what is done.
+    pub notify: bool,
 }
 
 /// The vendor's keys for an admin who accepted.

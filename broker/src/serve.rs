@@ -14,7 +14,11 @@ use tokio::{
 };
 use tsp_wire::Secret;
 
-use crate::{api, clock, store::Store};
+use crate::{
+    api, clock,
+    mail::{self, Mail, MailConfig},
+    store::Store,
+};
 
 /// Connections at a time: far more than a fleet of proxies that ask every ten minutes needs. What is beyond waits to be accepted.
 const CONNECTIONS_MAX: usize = 4_096;
@@ -37,6 +41,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Who presents it may make a new vendor; nobody may if it is absent.
     pub setup_token: Option<String>,
+    /// How to send mail; nobody gets any if it is absent.
+    pub mail: Option<MailConfig>,
 }
 
 /// Why the service ended.
@@ -60,8 +66,11 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), S
     let store = Store::open(&config.database_url)
         .await
         .map_err(|why| failed("the database cannot be used", &why))?;
+    let mail = config.mail.as_ref().map(Mail::start).transpose();
+    let mail = mail.map_err(|why| failed("mail cannot be sent", &why))?;
     let shared = api::Shared {
         store: store.clone(),
+        mail: mail.clone(),
         setup_token: config
             .setup_token
             .filter(|token| !token.is_empty())
@@ -80,6 +89,9 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), S
     let (mut terminate, mut interrupt) =
         signals.map_err(|why| failed("signals cannot be received", &why))?;
 
+    if let Some(mail) = mail {
+        tokio::spawn(mail::notify(store.clone(), mail));
+    }
     tokio::spawn(forget(store));
     let service = TowerToHyperService::new(api::router(shared));
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));

@@ -30,7 +30,7 @@ const CONNECTIONS_MAX: u32 = 8;
 pub(crate) const NAME_BYTES_MAX: usize = 256;
 
 /// Lines of the audit trail in one answer.
-const CHANGES_MAX: i64 = 10_000;
+pub(crate) const CHANGES_MAX: i64 = 10_000;
 
 /// The store. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -189,15 +189,20 @@ impl Store {
         Ok(())
     }
 
-    /// The audit trail after line `after`, oldest first.
-    pub(crate) async fn changes(&self, vendor: i64, after: i64) -> Result<Vec<ChangeDoc>> {
+    /// The audit trail after line `after`, oldest first, `lines_max` lines of it.
+    pub(crate) async fn changes(
+        &self,
+        vendor: i64,
+        after: i64,
+        lines_max: i64,
+    ) -> Result<Vec<ChangeDoc>> {
         let rows = sqlx::query(
             "SELECT number, at, actor, action, object, detail, hash FROM changes WHERE vendor = $1 AND number > $2 \
              ORDER BY number LIMIT $3",
         )
         .bind(vendor)
         .bind(after)
-        .bind(CHANGES_MAX)
+        .bind(lines_max)
         .fetch_all(&self.pool)
         .await?;
         let line = |row: &sqlx::any::AnyRow| {

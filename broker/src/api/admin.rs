@@ -22,12 +22,12 @@ use super::{
 use crate::{
     clock,
     model::{
-        AcceptAdmin, Accepted, AccountDoc, AdminDoc, Assign, ChangeDoc, Grant, Invitation, Invite,
-        InviteAdmin, KmsDoc, KmsSummary, LoggingDoc, LoggingState, Login, Member, NewAccount,
-        NewOrganization, NewTenant, OrganizationKind, Reserve, Reserved, Role, RotateSecret,
-        Rotation, Sealed, SealedContent, SecretDoc, SegmentDoc, Session, TenantChange, TenantDoc,
+        AccountDoc, Assign, ChangeDoc, Invitation, Invite, KmsDoc, KmsSummary, LoggingDoc,
+        LoggingState, Login, Member, NewAccount, NewOrganization, NewTenant, OrganizationKind,
+        Reserve, Reserved, Role, RotateSecret, Rotation, Sealed, SealedContent, SecretDoc,
+        SegmentDoc, Session, TenantChange, TenantDoc,
     },
-    store::Admin,
+    store::{Admin, CHANGES_MAX},
 };
 
 /// How far an admin's clock may be off, in seconds.
@@ -36,7 +36,7 @@ const CLOCK_ERROR_S_MAX: i64 = 60;
 /// Numbers that can be reserved at a time.
 const RESERVE_MAX: i64 = 1_000;
 
-type Answer<T> = Result<Json<T>, ApiError>;
+pub(super) type Answer<T> = Result<Json<T>, ApiError>;
 
 pub(super) fn routes() -> Router<Shared> {
     let admin = Router::new()
@@ -47,10 +47,6 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/accounts", get(accounts).post(create_account))
         .route("/accounts/{config}", delete(revoke_account))
         .route("/tenants", get(tenants).post(create_tenant))
-        .route("/admins", get(admins).post(invite_admin))
-        .route("/admins/accept", post(accept_admin))
-        .route("/admins/{id}", delete(remove_admin))
-        .route("/admins/{id}/grant", post(grant_admin))
         .route("/tenants/{id}", put(update_tenant).delete(delete_tenant))
         .route("/tenants/{id}/secrets/rotate", post(rotate_secret))
         .route("/tenants/{id}/archive", post(archive_tenant))
@@ -68,7 +64,12 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/secrets", get(secrets))
         .route("/segment", get(sealed).post(rotate))
         .route("/changes", get(changes));
-    Router::new().nest("/admin/1", admin.merge(super::organization::routes()))
+    Router::new().nest(
+        "/admin/1",
+        admin
+            .merge(super::admins::routes())
+            .merge(super::organization::routes()),
+    )
 }
 
 /// Whoever has a session, of any organization: an admin, or an auditor who only looks.
@@ -348,83 +349,6 @@ async fn rotate_secret(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn admins(
-    State(shared): State<Shared>,
-    InSession(admin): InSession,
-) -> Answer<Vec<AdminDoc>> {
-    Ok(Json(shared.store.admins(admin.vendor).await?))
-}
-
-async fn invite_admin(
-    State(shared): State<Shared>,
-    InSession(admin): InSession,
-    body: Bytes,
-) -> Answer<Invitation> {
-    let wanted: InviteAdmin = read(&body)?;
-    let mut token = [0; 32];
-    getrandom::fill(&mut token).map_err(|_| ApiError::Internal)?;
-    let token = URL_SAFE_NO_PAD.encode(token);
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
-    let expires = change.invite_admin(&wanted, &token_hash(&token)).await?;
-    let detail = json!({ "role": wanted.role, "expires": expires });
-    change
-        .commit("invite", format!("admin {}", wanted.email), &detail)
-        .await?;
-    Ok(Json(Invitation { token, expires }))
-}
-
-/// Whoever has the link's token, without a session.
-async fn accept_admin(State(shared): State<Shared>, body: Bytes) -> Answer<Accepted> {
-    let AcceptAdmin { token, keys } = read(&body)?;
-    key(&keys.login_key)?;
-    key(&keys.public_key)?;
-    let hash = token_hash(&token);
-    let accepted = shared
-        .store
-        .accept_admin(&hash, &keys, clock::now_s())
-        .await?;
-    Ok(Json(accepted))
-}
-
-async fn grant_admin(
-    State(shared): State<Shared>,
-    InSession(admin): InSession,
-    Path(id): Path<i64>,
-    body: Bytes,
-) -> Result<StatusCode, ApiError> {
-    let grant: Grant = read(&body)?;
-    check_envelope(&grant.sealed_keys, grant.epoch)?;
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
-    change.grant_admin(id, &grant).await?;
-    let detail = json!({ "publicKey": grant.public_key });
-    change
-        .commit("grant", format!("admin {id}"), &detail)
-        .await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-async fn remove_admin(
-    State(shared): State<Shared>,
-    InSession(admin): InSession,
-    Path(id): Path<i64>,
-) -> Result<StatusCode, ApiError> {
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
-    change.remove_admin(id).await?;
-    change
-        .commit("remove", format!("admin {id}"), &json!({}))
-        .await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
 async fn archive_tenant(
     State(shared): State<Shared>,
     admin: Admin,
@@ -463,7 +387,22 @@ async fn invite(
     change
         .commit("invite", format!("tenant {id}"), &detail)
         .await?;
-    Ok(Json(Invitation { token, expires }))
+    let mut invitation = Invitation {
+        token,
+        expires,
+        mailed: false,
+    };
+    let what = format!("to decide about the keys of its tenant {id}");
+    invitation.mailed = shared
+        .mail_invitation(
+            admin.vendor,
+            &invitation,
+            &wanted.email,
+            &what,
+            "tenant accept",
+        )
+        .await?;
+    Ok(Json(invitation))
 }
 
 async fn logging(
@@ -679,5 +618,10 @@ async fn changes(
     InSession(admin): InSession,
     Query(After { after }): Query<After>,
 ) -> Answer<Vec<ChangeDoc>> {
-    Ok(Json(shared.store.changes(admin.vendor, after).await?))
+    Ok(Json(
+        shared
+            .store
+            .changes(admin.vendor, after, CHANGES_MAX)
+            .await?,
+    ))
 }

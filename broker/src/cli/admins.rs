@@ -5,23 +5,27 @@ use std::fmt::Write as _;
 use hyper::Method;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+use tsp_wire::envelope::{KEY_BYTES, VendorFingerprint};
 
 use super::{
     Admins,
-    commands::{Desk, Done, FAILED, enter, new_secret_key, print, print_json, refused},
+    commands::{
+        Desk, Done, FAILED, enter, new_secret_key, print, print_json, refused, tell_mailed,
+    },
     organization::InvitationLink,
     profile::{Profile, passphrase},
 };
 use crate::{
     client::Client,
     keys::{AdminSecret, public_key},
-    model::{AcceptAdmin, Accepted, AdminDoc, Grant, Invitation, InviteAdmin, Role},
+    model::{AcceptAdmin, Accepted, AdminDoc, Grant, Invitation, InviteAdmin, Notify, Role},
 };
 
-/// What names a key between people: 128 bits.
-pub(super) fn spoken(key: &[u8]) -> String {
+/// What tells two people that they mean the same organization and the same new key: 128 bits.
+pub(super) fn spoken(organization: VendorFingerprint, key: &[u8; KEY_BYTES]) -> String {
     let mut text = String::new();
-    for byte in Sha256::digest(key).iter().take(16) {
+    let digest = Sha256::new_with_prefix(organization.as_bytes()).chain_update(key);
+    for byte in digest.finalize().iter().take(16) {
         let _ = write!(text, "{byte:02x}");
     }
     text
@@ -51,6 +55,7 @@ pub(super) async fn run(command: Admins) -> Done {
                 )
                 .await
                 .map_err(refused)?;
+            tell_mailed(&invitation);
             let (broker, fingerprint) = (&desk.profile.broker, &desk.profile.fingerprint);
             // What follows `#` is sent to nobody; the fingerprint pins the vendor.
             let token = invitation.token;
@@ -105,18 +110,19 @@ pub(super) async fn run(command: Admins) -> Done {
             print(&format!(
                 "Keep {} safe, and a copy of it elsewhere. Tell the admin who invited you, but not through the broker, that your key is {}\n",
                 who.profile.display(),
-                spoken(public.as_bytes())
+                spoken(fingerprint, public.as_bytes())
             ))
         }
         Admins::Grant { who, email, key } => {
             let desk = Desk::open(&who).await?;
             let admin = find(&desk, &email).await?;
-            let public =
-                public_key(&admin.public_key).filter(|public| spoken(public.as_bytes()) == key);
+            let keys = desk.keys()?;
+            let fingerprint = keys.vendor.fingerprint;
+            let public = public_key(&admin.public_key)
+                .filter(|public| spoken(fingerprint, public.as_bytes()) == key);
             let public = public.ok_or(
                 "the broker has another key for this admin: a typing error, or the broker put its own there",
             )?;
-            let keys = desk.keys()?;
             let grant = Grant {
                 public_key: admin.public_key,
                 sealed_keys: keys.sealed_to_admin(admin.id, &public).ok_or(FAILED)?,
@@ -125,6 +131,12 @@ pub(super) async fn run(command: Admins) -> Done {
             };
             let path = format!("/admin/1/admins/{}/grant", admin.id);
             desk.tell(Method::POST, &path, &grant).await?;
+            desk.close().await
+        }
+        Admins::Notify { who, notify } => {
+            let desk = Desk::open(&who).await?;
+            desk.tell(Method::PUT, "/admin/1/notify", &Notify { notify })
+                .await?;
             desk.close().await
         }
         Admins::Remove { who, email } => {

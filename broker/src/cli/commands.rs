@@ -32,9 +32,9 @@ use crate::{
     clock,
     keys::{AdminSecret, Object, VendorKeys, random},
     model::{
-        ChangeDoc, Login, Member, NewOrganization, NewTenant, OrganizationKind, Reserve, Reserved,
-        Role, RotateSecret, Rotation, RotationStep, Sealed, SealedContent, SecretDoc, Session,
-        TenantChange, TenantDoc,
+        ChangeDoc, Invitation, Login, Member, NewOrganization, NewTenant, OrganizationKind,
+        Reserve, Reserved, Role, RotateSecret, Rotation, RotationStep, Sealed, SealedContent,
+        SecretDoc, Session, TenantChange, TenantDoc,
     },
     store,
 };
@@ -174,6 +174,14 @@ pub(super) fn print(text: &str) -> Done {
     let mut out = io::stdout().lock();
     let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     printed.map_err(|why| format!("cannot print: {why}"))
+}
+
+/// Tells that a link was mailed too: not on the output, which a script reads.
+pub(super) fn tell_mailed(invitation: &Invitation) {
+    if invitation.mailed {
+        let told = "A mail with a link is on its way, too. That one lacks the key of this one, so it needs a code.\n";
+        drop(io::stderr().write_all(told.as_bytes()));
+    }
 }
 
 pub(super) fn print_json(value: &impl Serialize) -> Done {
@@ -420,8 +428,27 @@ pub(super) async fn segment(command: Segment) -> Done {
     desk.close().await
 }
 
+async fn list_changes(who: &Who, mut after: i64) -> Done {
+    let desk = Desk::open(who).await?;
+    loop {
+        let path = format!("/admin/1/changes?after={after}");
+        let lines: Vec<ChangeDoc> = desk.get(&path).await?;
+        let Some(last) = lines.last() else {
+            return desk.close().await;
+        };
+        after = last.number;
+        for line in &lines {
+            let line = serde_json::to_string(line).map_err(|why| why.to_string())?;
+            print(&format!("{line}\n"))?;
+        }
+    }
+}
+
 pub(super) async fn audit(command: Audit) -> Done {
-    let Audit::Verify { who } = command;
+    let who = match command {
+        Audit::List { who, after } => return list_changes(&who, after).await,
+        Audit::Verify { who } => who,
+    };
     let mut desk = Desk::open(&who).await?;
     let (mut number, mut hash) = (0, String::new());
     let seen = (desk.profile.audit_number, desk.profile.audit_hash.clone());

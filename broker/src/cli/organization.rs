@@ -13,14 +13,16 @@ use base64::{
 use hyper::Method;
 use tsp_wire::{
     account::signed::Voucher,
-    envelope::{SigningKey, Vendor, VendorFingerprint, VerifyingKey},
+    envelope::{SigningKey, Vendor, VendorFingerprint},
 };
 use zeroize::Zeroizing;
 
 use super::{
     Who,
     admins::spoken,
-    commands::{Desk, Done, FAILED, new_secret_key, print, print_json, refused, segment_of},
+    commands::{
+        Desk, Done, FAILED, new_secret_key, print, print_json, refused, segment_of, tell_mailed,
+    },
     profile::{Profile, passphrase},
 };
 use crate::{
@@ -49,6 +51,7 @@ pub(super) async fn invite(who: &Who, id: &str, email: String) -> Done {
         .ask(Method::POST, &path, &invite)
         .await
         .map_err(refused)?;
+    tell_mailed(&invitation);
     let broker = &desk.profile.broker;
     let (token, fingerprint) = (invitation.token, &desk.profile.fingerprint);
     let seed = Zeroizing::new(URL_SAFE_NO_PAD.encode(key.seed()));
@@ -140,7 +143,7 @@ pub(super) async fn accept(who: &Who, link: &str, name: Option<String>) -> Done 
         let answer = answer(keys, None).ok_or(FAILED)?;
         desk.tell(Method::POST, "/admin/1/invitations/accept", &answer)
             .await?;
-        let code = code(link.fingerprint, &keys.signing.verifying());
+        let code = spoken(link.fingerprint, keys.signing.verifying().as_bytes());
         desk.close().await?;
         code
     } else {
@@ -174,7 +177,7 @@ pub(super) async fn accept(who: &Who, link: &str, name: Option<String>) -> Done 
             "Keep {} safe, and a copy of it elsewhere: without it and the passphrase nobody can act for this organization.\n",
             who.profile.display()
         ))?;
-        code(link.fingerprint, &keys.signing.verifying())
+        spoken(link.fingerprint, keys.signing.verifying().as_bytes())
     };
     print(&format!(
         "tenant {} of {}\n",
@@ -189,12 +192,6 @@ pub(super) async fn accept(who: &Who, link: &str, name: Option<String>) -> Done 
     Ok(())
 }
 
-/// What tells a vendor's admin that both mean the same vendor and the same organization.
-fn code(vendor: VendorFingerprint, organization: &VerifyingKey) -> String {
-    let both = [vendor.as_bytes().as_slice(), organization.as_bytes()];
-    spoken(&both.concat())
-}
-
 pub(super) async fn confirm(who: &Who, id: &str, heard: &str) -> Done {
     let desk = Desk::open(who).await?;
     let keys = desk.keys()?;
@@ -204,7 +201,7 @@ pub(super) async fn confirm(who: &Who, id: &str, heard: &str) -> Done {
         .find(|tenant| tenant.id == id)
         .ok_or("there is no such tenant")?;
     let key = verifying_key(&tenant.organization_key)
-        .filter(|key| code(keys.vendor.fingerprint, key) == heard);
+        .filter(|key| spoken(keys.vendor.fingerprint, key.as_bytes()) == heard);
     let key = key.ok_or(
         "the broker has another organization for this tenant, or none: a typing error, or the broker put its own there",
     )?;

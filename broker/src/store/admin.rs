@@ -3,9 +3,12 @@
 use serde_json::json;
 
 use super::{Change, NAME_BYTES_MAX, Result, Store, StoreError, is_name, tenant::INVITATION_S};
-use crate::model::{
-    Accepted, AdminDoc, AdminKeys, Grant, InviteAdmin, NewOrganization, OrganizationKind, Role,
-    SegmentDoc, Session,
+use crate::{
+    mail::{LINES_MAX, NEWS_S},
+    model::{
+        Accepted, AdminDoc, AdminKeys, ChangeDoc, Grant, InviteAdmin, NewOrganization,
+        OrganizationKind, Role, SegmentDoc, Session,
+    },
 };
 
 /// How long a session lasts, in seconds.
@@ -31,6 +34,17 @@ impl Admin {
     pub(crate) fn actor(&self) -> String {
         format!("admin {}", self.email)
     }
+}
+
+/// What was done in an organization, for those of its admins who want to hear of it.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) organization: String,
+    pub(crate) lines: Vec<ChangeDoc>,
+    /// Lines beyond those.
+    pub(crate) more: i64,
+    /// Their addresses.
+    pub(crate) admins: Vec<String>,
 }
 
 /// What a login is checked against.
@@ -237,23 +251,83 @@ impl Store {
 impl Store {
     /// The vendor's admins and auditors.
     pub(crate) async fn admins(&self, vendor: i64) -> Result<Vec<AdminDoc>> {
-        let rows: Vec<(i64, String, String, String, String)> = sqlx::query_as(
-            "SELECT id, email, role, public_key, sealed_keys FROM admins WHERE vendor = $1 ORDER BY id",
+        type Row = (i64, String, String, String, String, i64);
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT id, email, role, public_key, sealed_keys, notify FROM admins WHERE vendor = $1 ORDER BY id",
         )
         .bind(vendor)
         .fetch_all(&self.pool)
         .await?;
-        let doc =
-            |(id, email, role, public_key, sealed_keys): (i64, String, String, String, String)| {
-                AdminDoc {
-                    id,
-                    email,
-                    role,
-                    public_key,
-                    granted: !sealed_keys.is_empty(),
-                }
-            };
+        let doc = |(id, email, role, public_key, sealed_keys, notify): Row| AdminDoc {
+            id,
+            email,
+            role,
+            public_key,
+            granted: !sealed_keys.is_empty(),
+            notify: notify != 0,
+        };
         Ok(rows.into_iter().map(doc).collect())
+    }
+
+    /// Says whether an admin wants to hear by mail of changes.
+    pub(crate) async fn set_notify(&self, admin: &Admin, notify: bool) -> Result<()> {
+        sqlx::query("UPDATE admins SET notify = $1 WHERE vendor = $2 AND email = $3")
+            .bind(i64::from(notify))
+            .bind(admin.vendor)
+            .bind(&admin.email)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// What was done since it was last asked, in each organization where somebody wants to hear of it. Of several replicas one
+    /// gets it, once.
+    pub(crate) async fn take_news(&self, now: i64) -> Result<Vec<News>> {
+        let changed: Vec<(i64, String, i64, i64)> = sqlx::query_as(
+            "SELECT id, name, notified, version FROM vendors WHERE version > notified ORDER BY id",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut all = Vec::new();
+        for (vendor, organization, before, until) in changed {
+            let taken =
+                sqlx::query("UPDATE vendors SET notified = $1 WHERE id = $2 AND notified = $3")
+                    .bind(until)
+                    .bind(vendor)
+                    .bind(before)
+                    .execute(&self.pool)
+                    .await?;
+            let admins: Vec<(String,)> = sqlx::query_as(
+                "SELECT email FROM admins WHERE vendor = $1 AND notify = 1 ORDER BY id",
+            )
+            .bind(vendor)
+            .fetch_all(&self.pool)
+            .await?;
+            if taken.rows_affected() == 0 || admins.is_empty() {
+                continue;
+            }
+            let mut lines = self.changes(vendor, before, LINES_MAX).await?;
+            lines.retain(|line| line.number <= until && line.at > now - NEWS_S);
+            let Some(last) = lines.last() else {
+                continue;
+            };
+            all.push(News {
+                organization,
+                more: until - last.number,
+                lines,
+                admins: admins.into_iter().map(|(email,)| email).collect(),
+            });
+        }
+        Ok(all)
+    }
+
+    /// An organization's name and key.
+    pub(crate) async fn organization(&self, id: i64) -> Result<(String, String)> {
+        let row = sqlx::query_as("SELECT name, vendor_key FROM vendors WHERE id = $1")
+            .bind(id)
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(row)
     }
 
     /// Takes an invitation's answer: once, within its time.

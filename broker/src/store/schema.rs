@@ -11,7 +11,8 @@ CREATE TABLE numbers (next BIGINT NOT NULL);
 INSERT INTO numbers (next) VALUES (1);
 CREATE TABLE vendors (
     id BIGINT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, vendor_key TEXT NOT NULL, version BIGINT NOT NULL, chain TEXT NOT NULL,
-    epoch BIGINT NOT NULL, segment_public TEXT NOT NULL, segment_signature TEXT NOT NULL, leasing_required BIGINT NOT NULL);
+    epoch BIGINT NOT NULL, segment_public TEXT NOT NULL, segment_signature TEXT NOT NULL, leasing_required BIGINT NOT NULL,
+    notified BIGINT NOT NULL DEFAULT 0);
 CREATE TABLE admins (
     id BIGINT PRIMARY KEY, vendor BIGINT NOT NULL REFERENCES vendors (id), email TEXT NOT NULL, role TEXT NOT NULL,
     login_key TEXT NOT NULL, public_key TEXT NOT NULL, vault TEXT NOT NULL, sealed_keys TEXT NOT NULL, certificate TEXT NOT NULL,

@@ -13,6 +13,7 @@
 mod account;
 mod faults;
 mod lifecycle;
+mod mail;
 mod rules;
 mod support;
 mod tenants;

@@ -27,7 +27,7 @@ use tsp_wire::{
 };
 
 /// How long a process may take to do what it takes moments to do.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) const PASSPHRASE: &str = "CANARY-passphrase";
 const SETUP_TOKEN: &str = "CANARY-setup-token";
@@ -67,12 +67,17 @@ pub(crate) struct World {
 impl World {
     /// A vendor that has just been made.
     pub(crate) fn new(kind: Kind) -> Self {
+        Self::with(kind, &[])
+    }
+
+    /// The same with more variables for the broker.
+    pub(crate) fn with(kind: Kind, variables: &[(&str, String)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let database_url = match kind {
             Kind::Sqlite => format!("sqlite://{}/broker.db", folder.path().display()),
             Kind::Postgres => postgres().database(),
         };
-        let broker = Broker::start(folder.path(), &database_url, 0);
+        let broker = Broker::start_with(folder.path(), &database_url, 0, variables);
         let world = Self {
             kind,
             folder,
@@ -194,6 +199,15 @@ pub(crate) struct Broker {
 
 impl Broker {
     fn start(folder: &Path, database_url: &str, port: u16) -> Self {
+        Self::start_with(folder, database_url, port, &[])
+    }
+
+    fn start_with(
+        folder: &Path,
+        database_url: &str,
+        port: u16,
+        variables: &[(&str, String)],
+    ) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let log = folder.join(format!("broker-{number}.log"));
@@ -203,6 +217,7 @@ impl Broker {
             .env("BROKER_DATABASE_URL", database_url)
             .env("BROKER_SETUP_TOKEN", SETUP_TOKEN)
             .env("RUST_LOG", "debug,sqlx=info")
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(fs::File::create(&log).unwrap())
             .spawn()
