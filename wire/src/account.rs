@@ -16,9 +16,9 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
 pub use self::snapshot::{
-    Assignment, ConfigError, KmsConfig, LoggingConfig, OpenSegment, OpenedKmsConfig, RefusedSecret,
-    SNAPSHOT_BYTES_MAX, SNAPSHOT_FORMAT, SecretOffer, SecretOutcome, SecretsAnswer, SecretsRequest,
-    Seen, Segment, SnapshotAnswer, SnapshotError, Tenant, TenantSecret,
+    Assignment, ConfigError, Configs, KmsConfig, LeftOut, LoggingConfig, OpenSegment,
+    RefusedSecret, SNAPSHOT_BYTES_MAX, SNAPSHOT_FORMAT, SecretOffer, SecretOutcome, SecretsAnswer,
+    SecretsRequest, Seen, Segment, SnapshotAnswer, SnapshotError, Tenant, TenantSecret,
 };
 use crate::envelope::{VendorFingerprint, VerifyingKey};
 

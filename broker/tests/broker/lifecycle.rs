@@ -6,9 +6,12 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flate2::read::GzDecoder;
 use tsp_wire::{
     Secret,
-    account::{OpenedKmsConfig, SNAPSHOT_PATH, SecretOutcome, Seen, SnapshotAnswer, SnapshotError},
+    account::{
+        ConfigError, SNAPSHOT_PATH, SecretOutcome, Seen, SnapshotAnswer, SnapshotError,
+        env::ServiceAccount,
+    },
     envelope::{Epoch, OpenError},
-    snapshot::KmsKeyDoc,
+    snapshot::{KmsConfigDoc, KmsKeyDoc},
 };
 
 use crate::support::{PASSPHRASE, World, database_files, dumped, on_both, sql};
@@ -21,8 +24,8 @@ fn aws(secret: &str) -> String {
     .to_string()
 }
 
-fn secret_of(config: OpenedKmsConfig) -> Secret<String> {
-    match config.doc.key {
+fn secret_of(config: KmsConfigDoc) -> Secret<String> {
+    match config.key {
         KmsKeyDoc::Aws {
             secret_access_key, ..
         } => secret_access_key,
@@ -31,6 +34,15 @@ fn secret_of(config: OpenedKmsConfig) -> Secret<String> {
         | KmsKeyDoc::Azure { .. }
         | KmsKeyDoc::Thales { .. } => panic!("not the kind that was sealed"),
     }
+}
+
+/// The one KMS config that there is, and serves `acme`.
+fn only_config(snapshot: &SnapshotAnswer, account: &ServiceAccount) -> KmsConfigDoc {
+    let mut configs = snapshot.open(account).unwrap().configs(snapshot);
+    assert_eq!(configs.left_out, []);
+    let assignments = &configs.tenants[0].assignments;
+    assert_eq!((configs.kms.len(), assignments.len()), (1, 1));
+    configs.kms.remove(0)
 }
 
 #[test]
@@ -53,18 +65,12 @@ fn a_configuration_lives_sealed_from_the_admin_to_the_proxy() {
         let first = broker.snapshot(&account);
         let segment = first.open(&account).unwrap();
         seen.advance(&first).unwrap();
-        let config = segment.kms_config(&first.kms_configs[0]).unwrap();
+        let config = only_config(&first, &account);
         assert_eq!(
-            (
-                config.doc.id.to_string().as_str(),
-                config.doc.leasing_allowed
-            ),
+            (config.id.to_string().as_str(), config.leasing_allowed),
             (id, true)
         );
         let tenant = &first.tenants[0];
-        segment
-            .assignment("acme", &tenant.assignments[0], &config)
-            .unwrap();
         assert_eq!(secret_of(config).expose(), "CANARY-credential-1");
         assert_eq!(
             (tenant.id.as_str(), &*tenant.tags),
@@ -94,11 +100,8 @@ fn a_configuration_lives_sealed_from_the_admin_to_the_proxy() {
         assert!(refused.contains("never change"), "{refused}");
         let second = broker.snapshot(&account);
         seen.advance(&second).unwrap();
-        let config = second
-            .open(&account)
-            .unwrap()
-            .kms_config(&second.kms_configs[0]);
-        assert_eq!(secret_of(config.unwrap()).expose(), "CANARY-credential-2");
+        let config = only_config(&second, &account);
+        assert_eq!(secret_of(config).expose(), "CANARY-credential-2");
         // The broker goes back to what it had.
         assert!(matches!(seen.advance(&first), Err(SnapshotError::Older(_))));
 
@@ -109,19 +112,16 @@ fn a_configuration_lives_sealed_from_the_admin_to_the_proxy() {
         let third = broker.snapshot(&account);
         let segment = third.open(&account).unwrap();
         assert_eq!(third.segment.epoch, Epoch(2));
-        let config = segment.kms_config(&third.kms_configs[0]).unwrap();
+        let config = only_config(&third, &account);
         assert_eq!(secret_of(config).expose(), "CANARY-credential-2");
-        let old = second
-            .open(&account)
-            .unwrap()
-            .kms_config(&third.kms_configs[0]);
-        assert!(format!("{old:?}").contains(&format!(
-            "{:?}",
-            OpenError::WrongEpoch {
+        let old = second.open(&account).unwrap().configs(&third);
+        assert_eq!(
+            old.left_out[0].why,
+            ConfigError::Envelope(OpenError::WrongEpoch {
                 found: Epoch(2),
                 expected: Epoch(1)
-            }
-        )));
+            })
+        );
         let log = segment
             .logging_config("acme", &third.logging_configs[0])
             .unwrap();
@@ -152,10 +152,7 @@ fn a_tenants_configuration_lives_and_dies_without_the_broker_knowing_it() {
         let broker = &world.broker;
         let secret = || {
             let snapshot = broker.snapshot(&account);
-            let segment = snapshot.open(&account).unwrap();
-            let config = segment.kms_config(&snapshot.kms_configs[0]).unwrap();
-            let assignment = &snapshot.tenants[0].assignments[0];
-            segment.assignment("acme", assignment, &config).unwrap();
+            let config = only_config(&snapshot, &account);
             secret_of(config)
         };
         let eve = |arguments: &[&str]| world.admin_as("eve", arguments);

@@ -39,15 +39,16 @@ fn serving(
     tenant: &str,
 ) -> Vec<(u64, bool, bool, Result<(), ConfigError>)> {
     let snapshot = world.broker.snapshot(account);
-    let segment = snapshot.open(account).unwrap();
+    let configs = snapshot.open(account).unwrap().configs(&snapshot);
     let mut tenants = snapshot.tenants.iter();
     let tenant = tenants.find(|there| there.id == tenant).unwrap();
     let assignment = |there: &tsp_wire::account::Assignment| {
-        let mut configs = snapshot.kms_configs.iter();
-        let config = configs.find(|config| config.id == there.kms).unwrap();
-        let good = segment
-            .kms_config(config)
-            .and_then(|config| segment.assignment(&tenant.id, there, &config));
+        let mut left_out = configs.left_out.iter();
+        let bad = left_out.find(|left_out| {
+            let whose = left_out.tenant.as_ref();
+            left_out.kms == there.kms && whose.is_none_or(|whose| *whose == tenant.id)
+        });
+        let good = bad.map_or(Ok(()), |bad| Err(bad.why.clone()));
         (there.kms, there.active, there.primary, good)
     };
     tenant.assignments.iter().map(assignment).collect()

@@ -135,10 +135,15 @@ fn a_snapshot_is_read_as_it_was_written_and_opens() {
     let read = SnapshotAnswer::from_json(&json).unwrap();
     assert_eq!(read, snapshot);
     let segment = read.open(&account).unwrap();
-    let config = segment.kms_config(&read.kms_configs[0]).unwrap();
-    assert_eq!((config.doc.id, config.doc.leasing_allowed), (41, true));
-    let assignment = &read.tenants[0].assignments[0];
-    assert_eq!(segment.assignment("acme", assignment, &config), Ok(()));
+    let configs = segment.configs(&read);
+    assert_eq!(configs.left_out, []);
+    let config = &configs.kms[0];
+    assert_eq!((config.id, config.leasing_allowed), (41, true));
+    let assignment = &configs.tenants[0].assignments[0];
+    assert_eq!(
+        (assignment.kms, assignment.active, assignment.primary),
+        (41, true, true)
+    );
     let logging = segment.logging_config("acme", &read.logging_configs[0]);
     assert_eq!(*logging.unwrap(), b"{}");
 }
@@ -341,9 +346,12 @@ fn with_config_of(
     let key = world.snapshot.segment.key().unwrap();
     let binding = config.binding(vendor);
     config.envelope = sealed(&key, signer, &binding, "", LOCAL, &mut world.random);
+    world.snapshot.kms_configs = vec![config];
+    world.snapshot.tenants[0].id = tenant.to_owned();
+    world.snapshot.tenants[0].assignments = vec![assigned(signer, vendor, 42, tenant)];
     let segment = world.snapshot.open(&world.account).unwrap();
-    let opened = segment.kms_config(&config)?;
-    segment.assignment(tenant, &assigned(signer, vendor, 42, tenant), &opened)
+    let mut left_out = segment.configs(&world.snapshot).left_out.into_iter();
+    left_out.next().map_or(Ok(()), |left_out| Err(left_out.why))
 }
 
 fn vouched(world: &World, by: &SigningKey, voucher: Voucher<'_>, key: &SigningKey) -> Vec<u8> {
@@ -425,40 +433,86 @@ fn only_who_the_vendor_vouches_for_makes_configs_and_assignments() {
 
 #[test]
 fn a_config_serves_whom_its_maker_assigned_it_to() {
-    let world = world(1);
-    let vendor = world.account.vendor();
-    let segment = world.snapshot.open(&world.account).unwrap();
-    let config = segment.kms_config(&world.snapshot.kms_configs[0]).unwrap();
-    let good = &world.snapshot.tenants[0].assignments[0];
-    let refused = Err(ConfigError::NotSigned);
-    // Moved to another tenant, to another config, made up.
-    assert_eq!(segment.assignment("globex", good, &config), refused);
-    let mut other = good.clone();
-    other.kms = 42;
-    assert_eq!(segment.assignment("acme", &other, &config), refused);
-    let stranger = SigningKey::from_seed(&[3; 32]).unwrap();
-    let forged = assigned(&stranger, vendor, 41, "acme");
-    assert_eq!(segment.assignment("acme", &forged, &config), refused);
-    let unsigned = Assignment {
-        signer: Vec::new(),
-        signature: Vec::new(),
-        ..good.clone()
+    let World {
+        vendor_key,
+        account,
+        snapshot,
+        mut random,
+    } = world(1);
+    let vendor = account.vendor();
+    let left_out = |change: &dyn Fn(&mut SnapshotAnswer)| {
+        let mut snapshot = snapshot.clone();
+        change(&mut snapshot);
+        let configs = snapshot.open(&account).unwrap().configs(&snapshot);
+        let assignments = configs
+            .tenants
+            .iter()
+            .map(|tenant| tenant.assignments.len());
+        (assignments.sum::<usize>(), configs.left_out)
     };
-    assert_eq!(segment.assignment("acme", &unsigned, &config), refused);
+    let of = |tenant: &str| {
+        let left_out = LeftOut {
+            kms: 41,
+            tenant: Some(tenant.to_owned()),
+            why: ConfigError::NotSigned,
+        };
+        (0, vec![left_out])
+    };
+    assert_eq!(left_out(&|_| {}), (1, Vec::new()));
+    // Moved to another tenant, made up, taken from another config, not signed.
+    let moved = left_out(&|snapshot| snapshot.tenants[0].id = "globex".to_owned());
+    assert_eq!(moved, of("globex"));
+    let stranger = SigningKey::from_seed(&[3; 32]).unwrap();
+    let forgeries = [
+        assigned(&stranger, vendor, 41, "acme"),
+        Assignment {
+            kms: 41,
+            ..assigned(&vendor_key, vendor, 42, "acme")
+        },
+        Assignment {
+            signer: Vec::new(),
+            signature: Vec::new(),
+            ..snapshot.tenants[0].assignments[0].clone()
+        },
+    ];
+    for forged in forgeries {
+        let found = left_out(&|snapshot| snapshot.tenants[0].assignments = vec![forged.clone()]);
+        assert_eq!(found, of("acme"));
+    }
     // A tenant's organization does not help itself to a config of the vendor's.
-    let mut snapshot = world.snapshot.clone();
     let organization = SigningKey::from_seed(&[4; 32]).unwrap();
     let voucher = Voucher::Organization("acme");
-    snapshot.signers = vec![Signer {
+    let signature = voucher.sign(&vendor_key, vendor, &organization.verifying());
+    let signer = Signer {
         key: organization.verifying().as_bytes().to_vec(),
         tenant: Some("acme".to_owned()),
         invitation: None,
-        signature: vouched(&world, &world.vendor_key, voucher, &organization),
-    }];
-    let segment = snapshot.open(&world.account).unwrap();
-    let own = assigned(&organization, vendor, 41, "acme");
-    assert_eq!(segment.assignment("acme", &own, &config), refused);
+        signature: signature.unwrap().to_vec(),
+    };
+    let helped = left_out(&|snapshot| {
+        snapshot.signers = vec![signer.clone()];
+        snapshot.tenants[0].assignments = vec![assigned(&organization, vendor, 41, "acme")];
+    });
+    assert_eq!(helped, of("acme"));
+    // Nor does it take the number of one, whichever comes first.
+    let key = snapshot.segment.key().unwrap();
+    let mut same_number = snapshot.kms_configs[0].clone();
+    let binding = same_number.binding(vendor);
+    same_number.envelope = sealed(&key, &organization, &binding, "", LOCAL, &mut random);
+    for (at, expected) in [(0, 0), (1, 1)] {
+        let (assignments, left_out) = left_out(&|snapshot| {
+            snapshot.signers = vec![signer.clone()];
+            snapshot.kms_configs.insert(at, same_number.clone());
+        });
+        assert_eq!(assignments, expected);
+        assert!(
+            left_out
+                .iter()
+                .any(|left_out| left_out.why == ConfigError::Twice)
+        );
+    }
     // Another tenant's logging configuration.
+    let segment = snapshot.open(&account).unwrap();
     let logging = segment.logging_config("globex", &snapshot.logging_configs[0]);
     assert_eq!(logging.unwrap_err(), ConfigError::NotSigned);
 }
