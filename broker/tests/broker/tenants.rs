@@ -461,3 +461,33 @@ fn what_a_broker_makes_up_is_not_believed() {
     );
     assert!(refused.contains("another vendor"), "{refused}");
 }
+
+#[test]
+fn after_too_many_failures_an_admins_logins_are_refused_and_nobody_elses() {
+    on_both(|world| {
+        with_tenant(&world);
+        let profile = std::fs::read(world.folder.path().join("eve.json")).unwrap();
+        let profile: serde_json::Value = serde_json::from_slice(&profile).unwrap();
+        world.admin_as("eve", &["kms", "list"]);
+        for number in 0..20 {
+            let login = serde_json::json!({
+                "vendor": profile["vendor"], "email": "eve@acme.example", "at": crate::support::now_s(),
+                "id": format!("{number}"), "signature": "AAAA",
+            });
+            let body = login.to_string();
+            let answer = world
+                .broker
+                .send("POST", "/admin/1/login", "", body.as_bytes());
+            assert_eq!(answer.unwrap().status, 401);
+        }
+        let refused = world.refused_as("eve", &["kms", "list"]);
+        assert!(refused.contains("401"), "{refused}");
+        assert!(
+            world
+                .broker
+                .log()
+                .contains(r#""reason":"too-many-failures""#)
+        );
+        world.admin(&["tenant", "list"]);
+    });
+}
