@@ -3,7 +3,9 @@
 mod account;
 mod admin;
 mod admins;
+mod bridge;
 mod organization;
+mod vendor;
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +16,10 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use sha2::{Digest as _, Sha256};
 use tsp_wire::{
     Secret,
@@ -23,8 +28,9 @@ use tsp_wire::{
 };
 
 use crate::{
+    clock,
     mail::{Mail, one_line, readable},
-    model::Invitation,
+    model::{Invitation, Invite},
     store::{Store, StoreError},
 };
 
@@ -72,12 +78,47 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Invites a tenant's admin, in the place of an earlier invitation.
+    pub(crate) async fn invite_tenant(
+        &self,
+        vendor: i64,
+        actor: &str,
+        id: &str,
+        wanted: &Invite,
+    ) -> Result<Invitation, ApiError> {
+        let mut token = [0; 32];
+        getrandom::fill(&mut token).map_err(|_| ApiError::Internal)?;
+        let token = URL_SAFE_NO_PAD.encode(token);
+        let mut change = self.store.change(vendor, actor, clock::now_s()).await?;
+        let expires = change.invite(id, wanted, &token_hash(&token)).await?;
+        let detail = serde_json::json!({ "email": wanted.email, "expires": expires });
+        change
+            .commit("invite", format!("tenant {id}"), &detail)
+            .await?;
+        let mut invitation = Invitation {
+            token,
+            expires,
+            mailed: false,
+        };
+        let what = format!("to decide about the keys of its tenant {id}");
+        invitation.mailed = self
+            .mail_invitation(vendor, &invitation, &wanted.email, &what, "tenant accept")
+            .await?;
+        Ok(invitation)
+    }
+}
+
 /// All routes.
 pub(crate) fn router(shared: Shared) -> Router {
     Router::new()
         .route("/live", axum::routing::get(|| async { "ok" }))
         .route("/health", axum::routing::get(health))
-        .merge(account::routes().layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX)))
+        .merge(
+            account::routes()
+                .merge(bridge::routes())
+                .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX)),
+        )
         .merge(admin::routes().layer(DefaultBodyLimit::max(ADMIN_BYTES_MAX)))
         .fallback(|| async { ApiError::NotFound("there is no such path") })
         .layer(middleware::from_fn(in_time))

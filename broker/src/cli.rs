@@ -7,13 +7,20 @@ mod configs;
 mod organization;
 mod profile;
 
-use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use tsp_wire::Secret;
 
-use crate::{mail::MailConfig, serve};
+use crate::{bridge::Config, mail::MailConfig, serve};
 
 /// Exit code for a command line or a configuration that cannot be used (`EX_USAGE`).
 const EXIT_USAGE: u8 = 64;
@@ -33,8 +40,13 @@ struct Cli {
 enum Command {
     /// Run the service
     Serve(Serve),
+    /// Run a vendor bridge, with the variables of its service account
+    Bridge(Bridge),
     /// Make a vendor, its segment key and its first admin
     Init(Init),
+    /// What holds for the whole vendor
+    #[command(subcommand)]
+    Vendor(Vendor),
     /// Service accounts of proxies and of bridges
     #[command(subcommand)]
     ServiceAccount(ServiceAccount),
@@ -91,6 +103,19 @@ struct Serve {
     public_url: Option<String>,
 }
 
+#[derive(Args)]
+struct Bridge {
+    /// Where to listen
+    #[arg(long, env = "BRIDGE_LISTEN", default_value = "127.0.0.1:3000")]
+    listen: SocketAddr,
+    /// Longest time for a request, in milliseconds
+    #[arg(long, env = "VAB_REQUEST_TIMEOUT", default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    request_timeout: u64,
+    /// Speak plain HTTP to a broker on another machine
+    #[arg(long, env = "BROKER_ALLOW_HTTP")]
+    allow_http: bool,
+}
+
 /// Where an admin's profile is. The passphrase comes from `BROKER_PASSPHRASE`, or is asked for.
 #[derive(Args)]
 struct Who {
@@ -118,6 +143,18 @@ struct Init {
     /// The service's setup token
     #[arg(long, env = "BROKER_SETUP_TOKEN", hide_env_values = true)]
     setup_token: String,
+}
+
+#[derive(Subcommand)]
+enum Vendor {
+    /// Change what tenants begin with that are made from now on
+    Set {
+        #[command(flatten)]
+        who: Who,
+        /// Whether all their KMS configs must allow leasing
+        #[arg(long, action = clap::ArgAction::Set)]
+        leasing_required: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -503,36 +540,45 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if why.use_stderr() { EXIT_USAGE } else { 0 });
         }
     };
-    let mut runtime = if matches!(cli.command, Command::Serve(_)) {
+    let mut bridge = None;
+    if let Command::Bridge(options) = &cli.command {
+        let timeout = Duration::from_millis(options.request_timeout);
+        let get = |name| env::var(name).ok();
+        match Config::from_variables(options.listen, timeout, options.allow_http, get) {
+            Ok(config) => bridge = Some(config),
+            Err(problems) => {
+                let _ = writeln!(
+                    io::stderr(),
+                    "tsp-broker: {}",
+                    problems.join("\ntsp-broker: ")
+                );
+                return ExitCode::from(EXIT_USAGE);
+            }
+        }
+    }
+    let mut runtime = if matches!(cli.command, Command::Serve(_) | Command::Bridge(_)) {
         tokio::runtime::Builder::new_multi_thread()
     } else {
         tokio::runtime::Builder::new_current_thread()
     };
     let runtime = runtime.enable_all().build();
     let done = match runtime {
-        Ok(runtime) => runtime.block_on(Box::pin(run(cli.command))),
+        Ok(runtime) => runtime.block_on(Box::pin(run(cli.command, bridge))),
         Err(why) => Err(format!("no runtime: {why}")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            let _ = writeln!(std::io::stderr(), "tsp-broker: {why}");
+            let _ = writeln!(io::stderr(), "tsp-broker: {why}");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn run(command: Command) -> Result<(), String> {
+async fn run(command: Command, bridge: Option<Config>) -> Result<(), String> {
     match command {
         Command::Serve(options) => {
-            let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-            tracing_subscriber::fmt()
-                .json()
-                .flatten_event(true)
-                .with_env_filter(filter)
-                .with_writer(std::io::stderr)
-                .init();
+            log_to_stderr();
             let config = serve::Config {
                 database_url: options.database_url,
                 listen: options.listen,
@@ -543,14 +589,19 @@ async fn run(command: Command) -> Result<(), String> {
                     public_url: options.public_url.unwrap_or_default(),
                 }),
             };
-            serve::run(config, |address| {
-                let _ = writeln!(std::io::stdout(), "listening at http://{address}");
-                tracing::info!(%address, "listening");
-            })
-            .await
-            .map_err(|why| why.to_string())
+            serve::run(config, listening)
+                .await
+                .map_err(|why| why.to_string())
+        }
+        Command::Bridge(_) => {
+            log_to_stderr();
+            let config = bridge.ok_or("a bridge has no configuration")?;
+            crate::bridge::run(config, listening)
+                .await
+                .map_err(|why| why.to_string())
         }
         Command::Init(init) => commands::init(init).await,
+        Command::Vendor(command) => accounts::vendor(command).await,
         Command::ServiceAccount(command) => accounts::service_account(command).await,
         Command::Account(command) => accounts::account(command).await,
         Command::Admin(command) => admins::run(command).await,
@@ -561,4 +612,20 @@ async fn run(command: Command) -> Result<(), String> {
         Command::Segment(command) => commands::segment(command).await,
         Command::Audit(command) => commands::audit(command).await,
     }
+}
+
+fn listening(address: SocketAddr) {
+    let _ = writeln!(io::stdout(), "listening at http://{address}");
+    tracing::info!(%address, "listening");
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
 }

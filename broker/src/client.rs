@@ -1,6 +1,6 @@
-//! The command line's end of the admin API: JSON over HTTP.
+//! The far end of the broker's APIs: JSON over HTTP, for the command line and for a bridge.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -10,9 +10,15 @@ use hyper_util::{
     client::legacy::{Client as Pool, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use rand_core::Rng as _;
 use serde::{Serialize, de::DeserializeOwned};
-use tsp_wire::{Secret, account::ErrorAnswer};
+use tsp_wire::{
+    Secret,
+    account::{ErrorAnswer, env::ServiceAccount, token},
+};
 use zeroize::Zeroizing;
+
+use crate::{clock, keys::random};
 
 /// Longest time for one request and its answer.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -52,7 +58,42 @@ impl std::error::Error for ClientError {}
 pub struct Client {
     base: String,
     pool: Pool<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    bearer: Option<Secret<String>>,
+    credential: Option<Credential>,
+}
+
+/// What a client proves itself with.
+enum Credential {
+    /// A session's token, or the setup token.
+    Bearer(Secret<String>),
+    /// Signs a token per request.
+    Account(Arc<ServiceAccount>),
+}
+
+impl Credential {
+    fn authorization(&self, method: &Method, path: &str, body: &[u8]) -> Option<Zeroizing<String>> {
+        let token = match self {
+            Self::Bearer(token) => {
+                return Some(Zeroizing::new(format!("Bearer {}", token.expose())));
+            }
+            Self::Account(account) => {
+                let request = token::Request {
+                    method: method.as_str(),
+                    path,
+                    body,
+                };
+                let mut id = [0; token::ID_BYTES];
+                random().fill_bytes(&mut id);
+                token::sign(
+                    account.id,
+                    &account.signing_key,
+                    &request,
+                    clock::now_s(),
+                    id,
+                )?
+            }
+        };
+        Some(Zeroizing::new(format!("Bearer {token}")))
+    }
 }
 
 impl fmt::Debug for Client {
@@ -89,13 +130,18 @@ impl Client {
         Ok(Self {
             base: base.to_owned(),
             pool: Pool::builder(TokioExecutor::new()).build(connector),
-            bearer: None,
+            credential: None,
         })
     }
 
     /// Presents `token` from now on.
     pub fn authorize(&mut self, token: String) {
-        self.bearer = Some(Secret::new(token));
+        self.credential = Some(Credential::Bearer(Secret::new(token)));
+    }
+
+    /// Signs requests as `account` from now on.
+    pub fn sign_as(&mut self, account: Arc<ServiceAccount>) {
+        self.credential = Some(Credential::Account(account));
     }
 
     /// `GET`s what is at `path`.
@@ -137,12 +183,15 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        let authorization = self
+            .credential
+            .as_ref()
+            .and_then(|credential| credential.authorization(&method, path, &body));
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
             .header(header::CONTENT_TYPE, "application/json");
-        if let Some(token) = &self.bearer {
-            let value = Zeroizing::new(format!("Bearer {}", token.expose()));
+        if let Some(value) = authorization {
             request = request.header(header::AUTHORIZATION, value.as_str());
         }
         let request = request

@@ -442,8 +442,12 @@ pub(crate) fn verifying_key(text: &str) -> Option<VerifyingKey> {
 
 /// The X25519 key in `text`.
 pub(crate) fn public_key(text: &str) -> Option<PublicKey> {
-    let bytes = STANDARD.decode(text).ok()?;
-    Some(PublicKey::from_bytes(bytes.try_into().ok()?))
+    Some(PublicKey::from_bytes(key_bytes(text)?))
+}
+
+/// The bytes of a public key in `text`.
+pub(crate) fn key_bytes(text: &str) -> Option<[u8; KEY_BYTES]> {
+    STANDARD.decode(text).ok()?.try_into().ok()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+pub mod bridge;
 pub mod cli;
 pub mod client;
 mod clock;

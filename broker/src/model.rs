@@ -192,6 +192,14 @@ pub struct AccountDoc {
     pub tags: Vec<String>,
 }
 
+/// What holds for tenants that are made from now on.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VendorChange {
+    /// Whether all their KMS configs must allow leasing.
+    pub leasing_required: bool,
+}
+
 /// A new tenant.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

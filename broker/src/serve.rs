@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -47,7 +48,7 @@ pub struct Config {
 
 /// Why the service ended.
 #[derive(Debug)]
-pub struct ServeError(String);
+pub struct ServeError(pub(crate) String);
 
 impl std::fmt::Display for ServeError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -76,9 +77,23 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), S
             .filter(|token| !token.is_empty())
             .map(|token| Arc::new(Secret::new(token))),
     };
-    let listener = TcpListener::bind(config.listen)
+    if let Some(mail) = mail {
+        tokio::spawn(mail::notify(store.clone(), mail));
+    }
+    tokio::spawn(forget(store));
+    serve(config.listen, api::router(shared), ready).await
+}
+
+/// Answers at `address` until SIGTERM or SIGINT, then drains.
+pub(crate) async fn serve(
+    address: SocketAddr,
+    router: Router,
+    ready: impl FnOnce(SocketAddr),
+) -> Result<(), ServeError> {
+    let failed = |what: &str, why: &dyn std::fmt::Display| ServeError(format!("{what}: {why}"));
+    let listener = TcpListener::bind(address)
         .await
-        .map_err(|why| failed(&format!("cannot listen at {}", config.listen), &why))?;
+        .map_err(|why| failed(&format!("cannot listen at {}", address), &why))?;
     let address = listener
         .local_addr()
         .map_err(|why| failed("the listener has no address", &why))?;
@@ -89,11 +104,7 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), S
     let (mut terminate, mut interrupt) =
         signals.map_err(|why| failed("signals cannot be received", &why))?;
 
-    if let Some(mail) = mail {
-        tokio::spawn(mail::notify(store.clone(), mail));
-    }
-    tokio::spawn(forget(store));
-    let service = TowerToHyperService::new(api::router(shared));
+    let service = TowerToHyperService::new(router);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let drain = hyper_util::server::graceful::GracefulShutdown::new();
     ready(address);

@@ -8,10 +8,12 @@
 
 mod account;
 mod admin;
+mod bridge;
 mod kms;
 mod organization;
 mod schema;
 mod segment;
+mod tags;
 mod tenant;
 
 use std::fmt;
@@ -21,7 +23,7 @@ use sqlx::{Any, AnyPool, Connection as _, Row as _, Transaction, any::AnyPoolOpt
 
 use crate::model::ChangeDoc;
 
-pub(crate) use self::{account::Account, admin::Admin};
+pub(crate) use self::{account::Account, admin::Admin, admin::is_email};
 
 /// Connections to the database. A request holds one for a few statements.
 const CONNECTIONS_MAX: u32 = 8;

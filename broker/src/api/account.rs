@@ -17,7 +17,7 @@ use tsp_wire::account::{
 };
 
 use super::{ApiError, Shared, bearer, json, key};
-use crate::{clock, store::Account};
+use crate::{clock, model::AccountKind, store::Account};
 
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
@@ -52,10 +52,11 @@ impl Refused {
 }
 
 /// Whose request it is. A token's number is taken only once all else about it is good.
-async fn authenticate(
+pub(super) async fn authenticate(
     shared: &Shared,
     headers: &HeaderMap,
     request: &Request<'_>,
+    kind: AccountKind,
 ) -> Result<Account, ApiError> {
     let refused = |account: Option<AccountId>, why: Refused| {
         let account = account.map(|id| id.to_string()).unwrap_or_default();
@@ -78,7 +79,7 @@ async fn authenticate(
     if account.revoked {
         return Err(refused(Some(id), Refused::Revoked));
     }
-    if account.kind != "tsp" {
+    if account.kind != kind.as_str() {
         return Err(refused(Some(id), Refused::WrongKind));
     }
     let number: String = verified
@@ -104,7 +105,7 @@ async fn snapshot(
         path: uri.path_and_query().map_or("", |path| path.as_str()),
         body: b"",
     };
-    let account = authenticate(&shared, &headers, &request).await?;
+    let account = authenticate(&shared, &headers, &request, AccountKind::Tsp).await?;
     let version = shared.store.version(account.vendor).await?;
     let etag = |version: u64| format!("\"{}-{}-{version}\"", account.vendor, account.config);
     let known = headers.get_all(header::IF_NONE_MATCH);
@@ -167,7 +168,7 @@ async fn secrets(
         path: uri.path_and_query().map_or("", |path| path.as_str()),
         body: &body,
     };
-    let account = authenticate(&shared, &headers, &request).await?;
+    let account = authenticate(&shared, &headers, &request, AccountKind::Tsp).await?;
     let offers: SecretsRequest = json(&body)?;
     if offers.secrets.len() > SECRETS_MAX {
         let why = format!("there are more than {SECRETS_MAX} secrets");

@@ -68,7 +68,8 @@ pub(super) fn routes() -> Router<Shared> {
         "/admin/1",
         admin
             .merge(super::admins::routes())
-            .merge(super::organization::routes()),
+            .merge(super::organization::routes())
+            .merge(super::vendor::routes()),
     )
 }
 
@@ -375,32 +376,8 @@ async fn invite(
     if !wanted.key.is_empty() {
         check_signature(&wanted.key, &wanted.signature)?;
     }
-    let mut token = [0; 32];
-    getrandom::fill(&mut token).map_err(|_| ApiError::Internal)?;
-    let token = URL_SAFE_NO_PAD.encode(token);
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
-    let expires = change.invite(&id, &wanted, &token_hash(&token)).await?;
-    let detail = json!({ "email": wanted.email, "expires": expires });
-    change
-        .commit("invite", format!("tenant {id}"), &detail)
-        .await?;
-    let mut invitation = Invitation {
-        token,
-        expires,
-        mailed: false,
-    };
-    let what = format!("to decide about the keys of its tenant {id}");
-    invitation.mailed = shared
-        .mail_invitation(
-            admin.vendor,
-            &invitation,
-            &wanted.email,
-            &what,
-            "tenant accept",
-        )
+    let invitation = shared
+        .invite_tenant(admin.vendor, &admin.actor(), &id, &wanted)
         .await?;
     Ok(Json(invitation))
 }
@@ -463,7 +440,7 @@ async fn kms_configs(
     Ok(Json(shared.store.kms_configs(admin.vendor).await?))
 }
 
-fn check_kms(doc: &KmsDoc) -> Result<(), ApiError> {
+pub(super) fn check_kms(doc: &KmsDoc) -> Result<(), ApiError> {
     if !kms::TYPES.contains(&doc.kind.as_str()) {
         return Err(ApiError::Invalid("that is no type of KMS".to_owned()));
     }

@@ -1,4 +1,4 @@
-//! Service accounts, of proxies and of bridges.
+//! Service accounts, of proxies and of bridges; and what holds for the whole vendor.
 
 use base64::{
     Engine as _,
@@ -15,12 +15,12 @@ use tsp_wire::{
 use zeroize::Zeroizing;
 
 use super::{
-    Account, Kind, ServiceAccount, Who,
+    Account, Kind, ServiceAccount, Vendor, Who,
     commands::{Desk, Done, FAILED, print, print_json},
 };
 use crate::{
     keys::random,
-    model::{AccountDoc, AccountKind, NewAccount},
+    model::{AccountDoc, AccountKind, NewAccount, VendorChange},
 };
 
 pub(super) async fn service_account(command: ServiceAccount) -> Done {
@@ -110,5 +110,16 @@ pub(super) async fn account(command: Account) -> Done {
          What it has read it has read. Run `tsp-broker segment rotate`, so that it cannot open what it may get hold of later;\n\
          and if its file of variables leaked, have the tenants replace their KMS credentials.\n",
     )?;
+    desk.close().await
+}
+
+pub(super) async fn vendor(command: Vendor) -> Done {
+    let Vendor::Set {
+        who,
+        leasing_required,
+    } = command;
+    let desk = Desk::open(&who).await?;
+    let wanted = VendorChange { leasing_required };
+    desk.tell(Method::PUT, "/admin/1/vendor", &wanted).await?;
     desk.close().await
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use sha2::{Digest as _, Sha256};
 use sqlx::{Any, Row as _, Transaction};
 use tsp_wire::{
     account::{
@@ -254,8 +255,8 @@ impl Change {
             getrandom::fill(&mut number).map_err(|_| StoreError::Refused("no random bytes"))?;
             let id = i64::from(u32::from_le_bytes(number));
             let stored = sqlx::query(
-                "INSERT INTO secrets (id, tenant, type, path, status, edek, kms, created, changed) \
-                 VALUES ($1, $2, $3, $4, 'current', $5, $6, $7, $7) ON CONFLICT (id) DO NOTHING",
+                "INSERT INTO secrets (id, tenant, type, path, status, edek, kms, created, changed, fingerprint) \
+                 VALUES ($1, $2, $3, $4, 'current', $5, $6, $7, $7, $8) ON CONFLICT (id) DO NOTHING",
             )
             .bind(id)
             .bind(tenant)
@@ -264,6 +265,7 @@ impl Change {
             .bind(STANDARD.encode(&offer.edek))
             .bind(kms)
             .bind(self.at)
+            .bind(STANDARD.encode(Sha256::digest(&offer.edek)))
             .execute(&mut *self.tx)
             .await?;
             if id != 0 && stored.rows_affected() == 1 {

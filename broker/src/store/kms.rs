@@ -158,7 +158,7 @@ impl Change {
         Ok(())
     }
 
-    async fn leasing_is_not_required(&mut self, kms: i64) -> Result<()> {
+    pub(super) async fn leasing_is_not_required(&mut self, kms: i64) -> Result<()> {
         let (required,): (i64,) = sqlx::query_as(
             "SELECT COUNT(*) FROM assignments a JOIN tenants t ON t.number = a.tenant \
              WHERE a.kms = $1 AND t.leasing_required = 1",
@@ -216,7 +216,7 @@ impl Change {
     }
 
     /// Whether the KMS config allows leasing.
-    async fn kms_leasing(&mut self, id: i64) -> Result<bool> {
+    pub(super) async fn kms_leasing(&mut self, id: i64) -> Result<bool> {
         let row: Option<(i64,)> =
             sqlx::query_as("SELECT leasing_allowed FROM kms_configs WHERE vendor = $1 AND id = $2")
                 .bind(self.vendor)

@@ -37,7 +37,7 @@ CREATE TABLE tenants (
     organization BIGINT REFERENCES vendors (id), invitation_key TEXT NOT NULL DEFAULT '',
     invitation_signature TEXT NOT NULL DEFAULT '', organization_signature TEXT NOT NULL DEFAULT '',
     link_signature TEXT NOT NULL DEFAULT '',
-    created BIGINT NOT NULL, updated BIGINT NOT NULL, UNIQUE (vendor, id));
+    created_by TEXT NOT NULL, created BIGINT NOT NULL, updated BIGINT NOT NULL, UNIQUE (vendor, id));
 CREATE TABLE tenant_tags (
     tenant BIGINT NOT NULL REFERENCES tenants (number), tag BIGINT NOT NULL REFERENCES tags (id),
     PRIMARY KEY (tenant, tag));
@@ -62,7 +62,8 @@ CREATE TABLE logging_configs (
     revision BIGINT NOT NULL, envelope TEXT NOT NULL, owner BIGINT NOT NULL REFERENCES vendors (id), updated BIGINT NOT NULL);
 CREATE TABLE secrets (
     id BIGINT PRIMARY KEY, tenant BIGINT NOT NULL REFERENCES tenants (number), type TEXT NOT NULL, path TEXT NOT NULL,
-    status TEXT NOT NULL, edek TEXT NOT NULL, kms BIGINT NOT NULL REFERENCES kms_configs (id), created BIGINT NOT NULL,
+    status TEXT NOT NULL, edek TEXT NOT NULL, fingerprint TEXT NOT NULL, kms BIGINT NOT NULL REFERENCES kms_configs (id),
+    created BIGINT NOT NULL,
     changed BIGINT NOT NULL);
 CREATE UNIQUE INDEX one_current ON secrets (tenant, type, path) WHERE status = 'current';
 CREATE UNIQUE INDEX one_in_rotation ON secrets (tenant, type, path) WHERE status = 'in-rotation';

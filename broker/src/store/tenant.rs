@@ -144,8 +144,8 @@ impl Change {
         }
         let number = super::reserve(&mut self.tx, 1).await?;
         let added = sqlx::query(
-            "INSERT INTO tenants (number, vendor, id, name, leasing_required, claimed, archived, config_deleted, created, updated) \
-             SELECT $1, $2, $3, $4, leasing_required, 0, 0, 0, $5, $5 FROM vendors WHERE id = $2 \
+            "INSERT INTO tenants (number, vendor, id, name, leasing_required, claimed, archived, config_deleted, created, updated, created_by) \
+             SELECT $1, $2, $3, $4, leasing_required, 0, 0, 0, $5, $5, $6 FROM vendors WHERE id = $2 \
              ON CONFLICT (vendor, id) DO NOTHING",
         )
         .bind(number)
@@ -153,6 +153,7 @@ impl Change {
         .bind(&new.id)
         .bind(&new.name)
         .bind(self.at)
+        .bind(self.actor.clone())
         .execute(&mut *self.tx)
         .await?;
         if added.rows_affected() == 0 {
@@ -181,7 +182,8 @@ impl Change {
              FROM tenants WHERE vendor = $1 AND id = $2",
         )
         .bind(self.vendor)
-        .bind(id)
+        // PostgreSQL's text has no NUL, and no tenant's id has one.
+        .bind(id.replace('\0', "\u{1}"))
         .fetch_optional(&mut *self.tx)
         .await?;
         let (number, leasing_required, claimed, config_deleted, own) =
@@ -266,7 +268,7 @@ impl Change {
         )
         .bind(tenant.number)
         .bind(&wanted.secret_type)
-        .bind(&wanted.path)
+        .bind(wanted.path.replace('\0', "\u{1}"))
         .fetch_all(&mut *self.tx)
         .await?;
         let of = |status: &str| {

@@ -16,7 +16,7 @@ use tsp_wire::{
 
 use crate::support::{PASSPHRASE, World, database_files, dumped, on_both, sql};
 
-fn aws(secret: &str) -> String {
+pub(crate) fn aws(secret: &str) -> String {
     serde_json::json!({
         "type": "AWS", "key_path": { "keyID": "alias/acme", "region": "eu-central-1" },
         "credentials": { "accessKeyId": "AKIDEXAMPLE", "secretAccessKey": secret },
@@ -24,7 +24,7 @@ fn aws(secret: &str) -> String {
     .to_string()
 }
 
-fn secret_of(config: KmsConfigDoc) -> Secret<String> {
+pub(crate) fn secret_of(config: KmsConfigDoc) -> Secret<String> {
     match config.key {
         KmsKeyDoc::Aws {
             secret_access_key, ..
@@ -37,7 +37,7 @@ fn secret_of(config: KmsConfigDoc) -> Secret<String> {
 }
 
 /// The one KMS config that there is, and serves `acme`.
-fn only_config(snapshot: &SnapshotAnswer, account: &ServiceAccount) -> KmsConfigDoc {
+pub(crate) fn only_config(snapshot: &SnapshotAnswer, account: &ServiceAccount) -> KmsConfigDoc {
     let mut configs = snapshot.open(account).unwrap().configs(snapshot);
     assert_eq!(configs.left_out, []);
     let assignments = &configs.tenants[0].assignments;
@@ -179,7 +179,7 @@ fn a_tenants_configuration_lives_and_dies_without_the_broker_knowing_it() {
         eve(&["logging", "remove", "acme"]);
         assert_eq!(broker.snapshot(&account).kms_configs.len(), 0);
         nothing_secret_is_at_the_broker(&world);
-        let (memory, database) = (memory_of(&world), dumped(&world));
+        let (memory, database) = (memory_of(world.broker.pid()), dumped(&world));
         assert!(!holds(&memory, invitation_key) && !holds(&database, invitation_key));
         eve(&["audit", "verify"]);
         world.admin(&["audit", "verify"]);
@@ -202,7 +202,7 @@ fn holds(bytes: &[u8], text: &str) -> bool {
 fn nothing_secret_is_at_the_broker(world: &World) {
     let (database, files) = (dumped(world), database_files(world));
     let log = world.broker.log();
-    let memory = memory_of(world);
+    let memory = memory_of(world.broker.pid());
     assert!(memory.len() > 1 << 20, "the memory could be read");
     let places = [
         ("database", database.as_slice()),
@@ -231,9 +231,9 @@ fn nothing_secret_is_at_the_broker(world: &World) {
     }
 }
 
-fn memory_of(world: &World) -> Vec<u8> {
+pub(crate) fn memory_of(pid: u32) -> Vec<u8> {
     use std::os::unix::fs::FileExt as _;
-    let process = format!("/proc/{}", world.broker.pid());
+    let process = format!("/proc/{pid}");
     let maps = fs::read_to_string(format!("{process}/maps")).unwrap();
     let memory = fs::File::open(format!("{process}/mem")).unwrap();
     let mut bytes = Vec::new();

@@ -11,6 +11,7 @@
 )]
 
 mod account;
+mod bridge;
 mod faults;
 mod lifecycle;
 mod mail;

@@ -49,7 +49,7 @@ pub(crate) fn on_both(test: fn(World)) {
 }
 
 /// A command that dies with this thread.
-fn mortal(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub(crate) fn mortal(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).arg(program);
     command
@@ -262,24 +262,7 @@ impl Broker {
         headers: &str,
         body: &[u8],
     ) -> Option<Answer> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: broker\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
-            body.len()
-        );
-        stream.write_all(&[head.as_bytes(), body].concat()).ok()?;
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).ok()?;
-        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
-        let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
-        let body = bytes[end + 4..].to_vec();
-        let length = header(&head, "content-length").map(|length| length.parse::<usize>().unwrap());
-        if length.is_some_and(|length| length != body.len()) {
-            return None;
-        }
-        let status = head.split(' ').nth(1)?.parse().unwrap();
-        Some(Answer { status, head, body })
+        send(self.port, method, path, headers, body)
     }
 
     /// A request of a service account's, with a good token.
@@ -333,6 +316,34 @@ impl Drop for Broker {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// One request on a connection of its own. `None` if the process went away before it answered.
+pub(crate) fn send(
+    port: u16,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &[u8],
+) -> Option<Answer> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: broker\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
+        body.len()
+    );
+    stream.write_all(&[head.as_bytes(), body].concat()).ok()?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).ok()?;
+    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+    let body = bytes[end + 4..].to_vec();
+    let length = header(&head, "content-length").map(|length| length.parse::<usize>().unwrap());
+    if length.is_some_and(|length| length != body.len()) {
+        return None;
+    }
+    let status = head.split(' ').nth(1)?.parse().unwrap();
+    Some(Answer { status, head, body })
 }
 
 pub(crate) struct Answer {
