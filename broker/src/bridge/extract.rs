@@ -145,10 +145,10 @@ impl<T: DeserializeOwned + Default> FromRequest<Arc<Inner>> for MaybeBody<T> {
 
     async fn from_request(request: Request, inner: &Arc<Inner>) -> Result<Self, Refusal> {
         let body = bytes(request, inner).await?;
-        if body.is_empty() {
+        if body.is_empty() || body.trim_ascii() == b"null" {
             return Ok(Self(T::default()));
         }
-        read::<Option<T>>(&body).map(|body| Self(body.unwrap_or_default()))
+        read(&body).map(Self)
     }
 }
 
@@ -159,6 +159,10 @@ async fn bytes(request: Request, inner: &Arc<Inner>) -> Result<Bytes, Refusal> {
 
 /// Reads JSON without quoting any of it: it may be a credential.
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    // Serde would take an array for the members in their order.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(Refusal::bad("the body is not an object of JSON"));
+    }
     let mut unknown = Vec::new();
     let mut json = serde_json::Deserializer::from_slice(body);
     let value = serde_ignored::deserialize(&mut json, |path| {

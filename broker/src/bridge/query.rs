@@ -87,6 +87,7 @@ enum NumbersText {
 /// Which way a list is sorted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(default = "desc")]
 pub(crate) enum SortDirection {
     Asc,
     #[default]
@@ -105,6 +106,7 @@ impl SortDirection {
 /// What tenants are sorted by.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(default = "created")]
 pub(crate) enum TenantColumn {
     Name,
     Id,
@@ -131,14 +133,14 @@ pub(crate) struct TenantQuery {
     pub(crate) query: Option<String>,
     /// What to sort by
     #[serde(default)]
-    #[param(inline, default = "created")]
+    #[param(inline)]
     pub(crate) sort_column: TenantColumn,
     /// Where they are in their life
     #[param(inline)]
     pub(crate) status: Option<TenantStatus>,
     /// Which way to sort
     #[serde(default)]
-    #[param(inline, default = "desc")]
+    #[param(inline)]
     pub(crate) sort_direction: SortDirection,
     /// Entries of a page; more than 500 are 500
     #[serde(default = "page_size", deserialize_with = "positive")]
@@ -153,6 +155,7 @@ pub(crate) struct TenantQuery {
 /// What KMS configs are sorted by.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(default = "created")]
 pub(crate) enum KmsConfigColumn {
     Assignments,
     #[default]
@@ -167,7 +170,7 @@ pub(crate) enum KmsConfigColumn {
 pub(crate) struct KmsConfigQuery {
     /// What to sort by
     #[serde(default)]
-    #[param(inline, default = "created")]
+    #[param(inline)]
     pub(crate) sort_column: KmsConfigColumn,
     /// The kind of KMS
     #[param(inline)]
@@ -176,7 +179,7 @@ pub(crate) struct KmsConfigQuery {
     pub(crate) leasing_enabled: Option<bool>,
     /// Which way to sort
     #[serde(default)]
-    #[param(inline, default = "desc")]
+    #[param(inline)]
     pub(crate) sort_direction: SortDirection,
     /// Entries of a page; more than 500 are 500
     #[serde(default = "page_size", deserialize_with = "positive")]
@@ -191,6 +194,7 @@ pub(crate) struct KmsConfigQuery {
 /// What assignments are sorted by.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(default = "created")]
 pub(crate) enum AssignmentColumn {
     Active,
     Primary,
@@ -215,7 +219,7 @@ pub(crate) enum AssignmentStatus {
 pub(crate) struct AssignmentQuery {
     /// What to sort by
     #[serde(default)]
-    #[param(inline, default = "created")]
+    #[param(inline)]
     pub(crate) sort_column: AssignmentColumn,
     /// What they are good for
     #[param(inline)]
@@ -224,7 +228,7 @@ pub(crate) struct AssignmentQuery {
     pub(crate) query: Option<String>,
     /// Which way to sort
     #[serde(default)]
-    #[param(inline, default = "desc")]
+    #[param(inline)]
     pub(crate) sort_direction: SortDirection,
     /// Entries of a page; more than 500 are 500
     #[serde(default = "page_size", deserialize_with = "positive")]
@@ -256,6 +260,7 @@ pub(crate) struct TagQuery {
 /// What tenant secrets are sorted by.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(default = "created")]
 pub(crate) enum SecretColumn {
     #[default]
     Created,
@@ -340,11 +345,11 @@ pub(crate) struct SecretQuery {
     pub(crate) tags: Option<Vec<i64>>,
     /// What to sort by
     #[serde(default)]
-    #[param(inline, default = "created")]
+    #[param(inline)]
     pub(crate) sort_column: SecretColumn,
     /// Which way to sort
     #[serde(default)]
-    #[param(inline, default = "desc")]
+    #[param(inline)]
     pub(crate) sort_direction: SortDirection,
     /// Entries of a page; more than 500 are 500
     #[serde(default = "page_size", deserialize_with = "positive")]
