@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tsp_wire::account::SecretOutcome;
 
-use crate::support::{World, on_both};
+use crate::support::{Kind, World, on_both, sql};
 
 fn assignments(world: &World, tenant: &str) -> Vec<(i64, bool, bool)> {
     let configs: serde_json::Value = serde_json::from_str(&world.admin(&["kms", "list"])).unwrap();
@@ -62,6 +62,24 @@ fn a_tenant_has_one_primary_config_and_what_is_in_use_stays() {
         assert_eq!(world.broker.snapshot(&account).tenants.len(), 0);
         world.admin(&["audit", "verify"]);
     });
+}
+
+#[test]
+fn a_tenant_is_deleted_36_hours_after_its_last_config() {
+    let world = World::new(Kind::Postgres);
+    world.admin(&["tenant", "create", "acme"]);
+    let kms = world.local_kms("acme");
+    world.admin(&["kms", "unassign", &kms, "acme"]);
+    let goes_by = |hours: u32| {
+        let statement =
+            format!("UPDATE tenants SET config_deleted = config_deleted - {hours} * 60 * 60");
+        sql(&world, &statement);
+    };
+    goes_by(35);
+    let refused = world.refused(&["tenant", "delete", "acme"]);
+    assert!(refused.contains("36 hours"), "{refused}");
+    goes_by(1);
+    world.admin(&["tenant", "delete", "acme"]);
 }
 
 #[test]

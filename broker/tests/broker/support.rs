@@ -244,9 +244,18 @@ impl Broker {
 
     /// Kills it without waiting for its end.
     pub(crate) fn kill_now(&self) {
+        self.signal(rustix::process::Signal::KILL);
+    }
+
+    /// Stops it: it neither answers nor ends.
+    pub(crate) fn freeze(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let pid = i32::try_from(self.child.id()).unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     fn kill(&mut self) {

@@ -224,3 +224,21 @@ fn a_bridge_does_not_start_without_its_broker_or_with_a_proxys_account() {
     world.admin(&["account", "revoke", &account.config.to_string()]);
     bridge.bad(502, "GET", "/1/tenants", None);
 }
+
+#[test]
+fn a_request_that_takes_too_long_is_given_up() {
+    let world = World::new(Kind::Sqlite);
+    let file = [
+        "service-account",
+        "create",
+        "--name",
+        "b",
+        "--type",
+        "bridge",
+    ];
+    let file = world.admin(&file);
+    // The start has no such limit.
+    let bridge = Bridge::with(&world, &file, &[("VAB_REQUEST_TIMEOUT", "100")]).unwrap();
+    world.broker.freeze();
+    bridge.bad(504, "GET", "/1/tenants", None);
+}
