@@ -112,7 +112,7 @@ impl Health {
             ),
             (
                 !self.fresh.get(),
-                "the configuration could not be refreshed for 24 hours",
+                "the configuration could not be refreshed for too long",
             ),
         ];
         reasons

@@ -4,6 +4,7 @@
 //! defaults and effects; tests compare it with the tables in the documentation. The limits that no variable changes
 //! stand below it, each with its unit and reason.
 
+pub(crate) mod broker;
 mod doors;
 mod strings;
 mod variables;
@@ -22,6 +23,7 @@ use tsp_rt::IoChoice;
 use tsp_shards::{Destinations, UnixConfig};
 use tsp_wire::ApiKey;
 
+pub use self::broker::BrokerConfig;
 pub use self::strings::{Environment, NotUnicode, Overlay, Strings};
 use crate::{cores::CoreWishes, logs, source::tls::TlsFiles};
 
@@ -99,9 +101,6 @@ pub const FILE_CHECK_EVERY: Duration = Duration::from_secs(1);
 /// How soon a file that could not be used is tried again although it did not change, and its problems told again.
 pub const FILE_RETRY_EVERY: Duration = Duration::from_secs(60);
 
-/// How long tenants are served from memory after the last good refresh. Fails closed: a revocation must bite.
-pub const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
-
 /// Largest configuration file, in bytes: 100,000 tenants fit.
 pub const CONFIG_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
@@ -139,8 +138,13 @@ pub struct ProcessConfig {
     pub api_key: Option<ApiKey>,
     /// `API_KEY_2`.
     pub api_key_2: Option<ApiKey>,
-    /// `TSP_CONFIG_FILE`; `None` only in [`Mode::Dev`].
+    /// `TSP_CONFIG_FILE`. In [`Mode::Serve`] there is this one or a broker.
     pub config_file: Option<PathBuf>,
+    /// The service account's variables, where there is no file.
+    pub broker: Option<BrokerConfig>,
+    /// `TSP_CONFIG_MAX_AGE_S`: how long tenants are served from memory after the last good look. Fails closed: a
+    /// revocation must bite.
+    pub config_age_max: Duration,
     /// Listener of the client API.
     pub http: SocketAddr,
     /// `TSP_UNIX_SOCKET`, `TSP_UNIX_SOCKET_MODE`, `TSP_UNIX_SOCKET_ALLOW`.
@@ -161,7 +165,7 @@ pub struct ProcessConfig {
     pub lease_max_age: Duration,
     /// `TSP_ADMIN_TOKEN`; `None` switches the admin API off.
     pub admin_token: Option<ApiKey>,
-    /// `TSP_ALLOW_LOCAL_KMS`. Decides nothing yet: the file and dev sources always admit LOCAL.
+    /// `TSP_ALLOW_LOCAL_KMS`, for configurations of a broker. The file and dev sources always admit LOCAL.
     pub allow_local_kms: bool,
     /// `TSP_KMS_ALLOW_ADDRESSES`.
     pub destinations: Destinations,
@@ -211,6 +215,8 @@ impl ProcessConfig {
             reader.warning("API_KEY_2", "is the same as API_KEY");
         }
         let config_file = reader.config_file(mode);
+        let config_age_max = reader.config_age_max();
+        let broker = reader.broker(mode, config_file.is_some(), config_age_max);
 
         let any_ip = match mode {
             Mode::Serve => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -271,7 +277,7 @@ impl ProcessConfig {
         let allow_local_kms = reader
             .parse("TSP_ALLOW_LOCAL_KMS", parse_bool)
             .unwrap_or(false);
-        let destinations = reader.destinations();
+        let destinations = reader.destinations(broker.is_some());
         let log_filter = reader.parse("RUST_LOG", |text| {
             logs::filter(Some(text))
                 .map(|_| text.to_owned())
@@ -293,6 +299,8 @@ impl ProcessConfig {
             api_key,
             api_key_2,
             config_file,
+            broker,
+            config_age_max,
             http,
             tls,
             unix,
@@ -321,7 +329,7 @@ pub fn destinations(strings: &impl Strings) -> Result<Destinations, Vec<Problem>
         problems: Vec::new(),
         warnings: Vec::new(),
     };
-    let destinations = reader.destinations();
+    let destinations = reader.destinations(false);
     if reader.problems.is_empty() {
         Ok(destinations)
     } else {
@@ -409,12 +417,15 @@ impl<S: Strings> Reader<'_, S> {
             .unwrap_or(EVENTS_HELD)
     }
 
-    fn destinations(&mut self) -> Destinations {
+    /// Files are the operator's own; in a broker's configurations tenants write the endpoints.
+    fn destinations(&mut self, tenants_write: bool) -> Destinations {
         let parse = |text: &str| Destinations::parse(text).map_err(Why::from);
-        // The sources of this version are the operator's own files. One in which tenants write the endpoints must have
-        // `Destinations::of_tenants_endpoints`.
-        self.parse(KMS_ALLOW_ADDRESSES, parse)
-            .unwrap_or_else(Destinations::of_the_operators_endpoints)
+        let usual = if tenants_write {
+            Destinations::of_tenants_endpoints
+        } else {
+            Destinations::of_the_operators_endpoints
+        };
+        self.parse(KMS_ALLOW_ADDRESSES, parse).unwrap_or_else(usual)
     }
 
     fn lease_times(&mut self) -> (Duration, Duration) {
@@ -451,14 +462,16 @@ impl<S: Strings> Reader<'_, S> {
         let file = self.text("TSP_CONFIG_FILE").map(PathBuf::from);
         match (mode, &file) {
             (Mode::Serve, None) if !self.has_problem_with("TSP_CONFIG_FILE") => {
-                let broker = self.text("CONFIG_BROKER_URL").is_some()
-                    || self.text("SERVICE_ACCOUNT_ID").is_some();
-                let why = if broker {
-                    "not set; this version cannot read from a configuration broker, although one is configured: name a TOML file of KMS configs and tenants"
-                } else {
-                    "not set; name a TOML file of KMS configs and tenants (a configuration broker is not available in this version), or try `tsp dev`"
-                };
-                self.problem("TSP_CONFIG_FILE", why);
+                let strings = self.strings;
+                if broker::ACCOUNT
+                    .iter()
+                    .all(|name| strings.get(name) == Ok(None))
+                {
+                    let why = "not set, and no variable of a service account either: name a TOML file of KMS configs and \
+                               tenants, or give the variables that a configuration broker's command line printed, or try \
+                               `tsp dev`";
+                    self.problem("TSP_CONFIG_FILE", why);
+                }
             }
             (Mode::Dev, Some(_)) => {
                 self.warning(

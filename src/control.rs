@@ -18,7 +18,7 @@ use tsp_wire::SnapshotVersion;
 
 use crate::{
     admin::Health,
-    config::{DRAIN_MAX, FILE_CHECK_EVERY, FILE_RETRY_EVERY, PROBLEMS_MAX, Problem, STALE_AFTER},
+    config::{DRAIN_MAX, FILE_CHECK_EVERY, FILE_RETRY_EVERY, PROBLEMS_MAX, Problem},
     events::EventThread,
     metrics::ControlMetrics,
     source::{
@@ -36,7 +36,7 @@ const SETTLE_LOOK_EVERY: Duration = Duration::from_millis(2);
 /// After this long a shard that has not taken a new snapshot is worth a warning: something keeps it busy.
 const SETTLE_WARN_AFTER: Duration = Duration::from_secs(10);
 
-/// After this long a look at the source is worth a warning: its file system hangs.
+/// After this long a look at the source is worth a warning: its file system hangs, or the broker is slow.
 const LOOK_WARN_AFTER: Duration = Duration::from_secs(30);
 
 /// How long the drain's thread may take beyond the shards' deadline, to close connections and push the last events.
@@ -74,6 +74,8 @@ pub(crate) struct Control<R> {
     /// For the drain's thread to report back.
     pub(crate) commander: mailbox::Sender<Command>,
     pub(crate) when_ready: Option<WhenReady>,
+    /// How long a configuration serves after it was known to be true.
+    pub(crate) age_max: Duration,
 }
 
 /// What is in force, or about to be.
@@ -88,7 +90,8 @@ pub(crate) struct Published {
 
 /// Where the loop stands.
 struct State {
-    published: Published,
+    /// `None` until the source has given something.
+    published: Option<Published>,
     /// When it was published; `None` once all shards have it.
     settling_since: Option<Instant>,
     settle_warned: bool,
@@ -107,21 +110,20 @@ struct State {
 }
 
 impl<R: Rt> Control<R> {
-    /// Publishes the first state, then runs until a drain is over.
+    /// Publishes the first state, if it is known already, then runs until a drain is over.
     ///
     /// # Errors
     /// Why the process cannot go on.
     pub(crate) async fn run(
         mut self,
-        first: Snapshot,
-        left_out: Vec<Problem>,
+        first: Option<(Snapshot, Vec<Problem>)>,
     ) -> Result<(), String> {
         let now = self.rt.now();
         let mut state = State {
-            published: self.publish(first, &left_out, left_out.len()),
-            settling_since: Some(now),
+            published: None,
+            settling_since: None,
             settle_warned: false,
-            freshness: Freshness::new(now),
+            freshness: Freshness::new(self.age_max),
             look_at: now,
             retry_at: now,
             looking_since: None,
@@ -130,7 +132,12 @@ impl<R: Rt> Control<R> {
             news: false,
             only_secrets: false,
         };
-        self.refreshed();
+        if let Some((first, left_out)) = first {
+            state.published = Some(self.publish(first, &left_out, left_out.len()));
+            state.settling_since = Some(now);
+            state.freshness.good(now, Duration::ZERO);
+            self.refreshed(Duration::ZERO);
+        }
         loop {
             let wait = match state.settling_since {
                 Some(_) if !state.settle_warned => SETTLE_LOOK_EVERY,
@@ -207,8 +214,12 @@ impl<R: Rt> Control<R> {
             return Ok(());
         }
         let retry = state.freshness.had_failed && now >= state.retry_at;
-        let ask = if state.asked || retry {
+        let ask = if state.asked {
             Ask::Always
+        } else if retry {
+            Ask::Again
+        } else if state.news {
+            Ask::News
         } else {
             Ask::IfChanged
         };
@@ -229,7 +240,12 @@ impl<R: Rt> Control<R> {
         if state.asked || state.news {
             state.look_at = now;
         }
-        let Looked { new, outcome, tls } = looked;
+        let Looked {
+            new,
+            outcome,
+            age,
+            tls,
+        } = looked;
         self.looked_at_tls(tls);
         let same = new.is_none();
         if let Some(New { snapshot, left_out }) = new {
@@ -237,19 +253,20 @@ impl<R: Rt> Control<R> {
             let problems = left_out.as_deref().unwrap_or_default();
             let left_out = match &left_out {
                 Some(problems) => problems.len(),
-                None => state.published.left_out,
+                None => state.published.as_ref().map_or(0, |last| last.left_out),
             };
-            state.published = self.publish(snapshot, problems, left_out);
+            state.published = Some(self.publish(snapshot, problems, left_out));
             state.settling_since = Some(now);
             state.settle_warned = false;
         }
         match outcome {
             Outcome::Good => {
-                if same && (ask == Ask::Always || state.freshness.had_failed) {
+                let told = ask == Ask::Always || ask == Ask::Again || state.freshness.had_failed;
+                if same && told {
                     tracing::info!("the configuration is good and has not changed");
                 }
-                self.refreshed();
-                state.freshness.good(now);
+                self.refreshed(age);
+                state.freshness.good(now, age);
             }
             Outcome::Failed(problems) => {
                 self.metrics.refresh_failures.inc();
@@ -259,21 +276,22 @@ impl<R: Rt> Control<R> {
                         "the configuration cannot be used: {problem}"
                     );
                 }
-                tracing::error!(
-                    problems = problems.len(),
-                    "the last good configuration stays in force"
-                );
+                let stays = match &state.published {
+                    Some(_) => "the last good configuration stays in force",
+                    None => "there is no configuration yet, so nobody is served",
+                };
+                tracing::error!(problems = problems.len(), "{stays}");
                 state.freshness.had_failed = true;
                 state.retry_at = now + FILE_RETRY_EVERY;
             }
-            Outcome::StillFailed => {}
+            Outcome::StillFailed | Outcome::NotAsked => {}
         }
     }
 
     /// Takes note of the client API's certificate.
     fn looked_at_tls(&mut self, tls: Polled<ServerTls>) {
         match tls {
-            Polled::Same | Polled::StillFailed => {}
+            Polled::Same | Polled::StillFailed | Polled::NotAsked => {}
             Polled::New(tls) => {
                 self.metrics.tls_reloads.inc();
                 tracing::info!(
@@ -305,7 +323,8 @@ impl<R: Rt> Control<R> {
                 );
             } else {
                 tracing::error!(
-                    "the configuration could not be refreshed for 24 hours; key operations are refused"
+                    "the configuration could not be refreshed for {:?}; key operations are refused",
+                    self.age_max
                 );
             }
             if let Some(shards) = &self.shards {
@@ -316,12 +335,14 @@ impl<R: Rt> Control<R> {
         self.metrics.ready.set(i64::from(self.health.is_ready()));
     }
 
-    fn refreshed(&self) {
+    /// Notes that what is in force was true `age` ago.
+    fn refreshed(&self, age: Duration) {
         let now = self
             .rt
             .wall_now()
             .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+            .unwrap_or_default()
+            .saturating_sub(age);
         self.metrics
             .last_refresh
             .set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
@@ -329,7 +350,7 @@ impl<R: Rt> Control<R> {
 
     /// Finds out whether all shards have what was published.
     fn settle(&mut self, state: &mut State) {
-        let Some(since) = state.settling_since else {
+        let (Some(since), Some(published)) = (state.settling_since, &state.published) else {
             return;
         };
         let versions = self
@@ -350,7 +371,7 @@ impl<R: Rt> Control<R> {
             kms_configs,
             secrets,
             left_out,
-        } = state.published;
+        } = *published;
         if versions.iter().all(|taken| *taken == Some(version)) {
             state.settling_since = None;
             if state.only_secrets {
@@ -370,7 +391,7 @@ impl<R: Rt> Control<R> {
                 );
             }
             if let Some(when_ready) = self.when_ready.take() {
-                when_ready(&state.published);
+                when_ready(published);
             }
         } else if !state.settle_warned && self.rt.now() - since >= SETTLE_WARN_AFTER {
             state.settle_warned = true;
@@ -437,28 +458,32 @@ impl<R: Rt> Control<R> {
 
 /// Whether the configuration is young enough to serve with.
 struct Freshness {
-    last_good: Instant,
+    age_max: Duration,
+    /// `None` while there is no configuration: then it is not its age that matters.
+    stale_at: Option<Instant>,
     had_failed: bool,
     fresh: bool,
 }
 
 impl Freshness {
-    fn new(now: Instant) -> Self {
+    fn new(age_max: Duration) -> Self {
         Self {
-            last_good: now,
+            age_max,
+            stale_at: None,
             had_failed: false,
             fresh: true,
         }
     }
 
-    fn good(&mut self, now: Instant) {
-        self.last_good = now;
+    /// What is in force was true `age` ago.
+    fn good(&mut self, now: Instant, age: Duration) {
+        self.stale_at = Some(now + self.age_max.saturating_sub(age));
         self.had_failed = false;
     }
 
     /// The answer, if it is another than before.
     fn changed(&mut self, now: Instant) -> Option<bool> {
-        let fresh = now.saturating_duration_since(self.last_good) < STALE_AFTER;
+        let fresh = self.stale_at.is_none_or(|stale_at| now < stale_at);
         (std::mem::replace(&mut self.fresh, fresh) != fresh).then_some(fresh)
     }
 }
@@ -474,14 +499,18 @@ mod tests {
             reason = "an instant cannot be made otherwise"
         )]
         let start = Instant::now();
-        let mut freshness = Freshness::new(start);
-        assert_eq!(
-            freshness.changed(start + STALE_AFTER - Duration::from_secs(1)),
-            None
-        );
-        assert_eq!(freshness.changed(start + STALE_AFTER), Some(false));
-        assert_eq!(freshness.changed(start + STALE_AFTER * 2), None);
-        freshness.good(start + STALE_AFTER * 2);
-        assert_eq!(freshness.changed(start + STALE_AFTER * 2), Some(true));
+        let (day, second) = (Duration::from_secs(24 * 60 * 60), Duration::from_secs(1));
+        let mut freshness = Freshness::new(day);
+        assert_eq!(freshness.changed(start + day * 9), None, "nothing to judge");
+        freshness.good(start, Duration::ZERO);
+        assert_eq!(freshness.changed(start + day - second), None);
+        assert_eq!(freshness.changed(start + day), Some(false));
+        assert_eq!(freshness.changed(start + day * 2), None);
+        freshness.good(start + day * 2, Duration::ZERO);
+        assert_eq!(freshness.changed(start + day * 2), Some(true));
+        // One from the disk brings its age along.
+        freshness.good(start + day * 2, day - second);
+        assert_eq!(freshness.changed(start + day * 2), None);
+        assert_eq!(freshness.changed(start + day * 2 + second), Some(false));
     }
 }

@@ -118,7 +118,7 @@ fn patients(options: &DoctorOptions) -> (Vec<Patient>, Vec<Problem>) {
         Polled::New(loaded) => chosen(*loaded, options.tenant.as_deref()),
         Polled::Failed(problems) => (Vec::new(), problems),
         // A source that was never asked before has something to say.
-        Polled::Same | Polled::StillFailed => (Vec::new(), Vec::new()),
+        Polled::Same | Polled::StillFailed | Polled::NotAsked => (Vec::new(), Vec::new()),
     }
 }
 
@@ -129,6 +129,8 @@ fn chosen(loaded: Loaded, tenant: Option<&str>) -> (Vec<Patient>, Vec<Problem>) 
         unusable: _,
         tenants,
         left_out: mut problems,
+        allow_local: _,
+        age: _,
     } = loaded;
     let users = |id: i64| {
         let users = tenants.iter().filter(|tenant| {

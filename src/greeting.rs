@@ -3,13 +3,26 @@
 use std::{
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
-    path::Path,
+    path::PathBuf,
 };
 
-use crate::{Listening, source::dev};
+use crate::{Listening, dev_broker, source::dev};
+
+/// Where the made-up tenants' keys are.
+pub(crate) enum Keys {
+    InMemory,
+    In(PathBuf),
+    /// At a broker that was started for it.
+    AtBroker {
+        url: String,
+        program: PathBuf,
+        /// What its admin's shell sets.
+        variables: [(&'static str, String); 2],
+    },
+}
 
 /// What `tsp dev` prints, on standard error: standard output is the log, and the log never holds an API key.
-pub(crate) fn greet(listening: &Listening, key: &str, state: Option<&Path>) {
+pub(crate) fn greet(listening: &Listening, key: &str, keys: &Keys) {
     let reachable = |address: SocketAddr| match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => {
             SocketAddr::new([127, 0, 0, 1].into(), address.port())
@@ -21,22 +34,29 @@ pub(crate) fn greet(listening: &Listening, key: &str, state: Option<&Path>) {
     };
     let http = reachable(listening.http);
     let health = reachable(listening.health);
-    let tenants: Vec<_> = dev::tenant_ids().collect();
+    let tenants: Vec<_> = match keys {
+        Keys::InMemory | Keys::In(_) => dev::tenant_ids().collect(),
+        Keys::AtBroker { .. } => dev_broker::tenant_ids(),
+    };
     // As a shell's word.
     let quoted_key = key.replace('\'', r"'\''");
     let mut text =
         String::from("\ntsp dev: made-up tenants, for trying out. Not for real data.\n\n");
     // Writing to a string cannot fail.
-    let _ = match state {
-        None => writeln!(
+    let _ = match keys {
+        Keys::InMemory => writeln!(
             text,
             "  ***  THE KEYS LIVE IN MEMORY ONLY. When this process ends, whatever was encrypted  ***\n  \
                ***  under them can never be decrypted again. Keep them with --state FILE.         ***\n"
         ),
-        Some(path) => writeln!(
+        Keys::In(path) => writeln!(
             text,
             "  The keys are kept in {}. Whoever has it can decrypt.\n",
             path.display()
+        ),
+        Keys::AtBroker { .. } => writeln!(
+            text,
+            "  ***  THE BROKER AND ALL KEYS GO WITH THIS PROCESS, and with them whatever was encrypted under them.  ***\n"
         ),
     };
     let _ = writeln!(text, "  base URL  http://{http}");
@@ -44,6 +64,9 @@ pub(crate) fn greet(listening: &Listening, key: &str, state: Option<&Path>) {
     let _ = writeln!(text, "  tenants   {}", tenants.join(", "));
     let _ = writeln!(text, "  health    http://{health}/ready");
     let _ = writeln!(text, "  metrics   http://{health}/metrics");
+    if let Keys::AtBroker { url, .. } = keys {
+        let _ = writeln!(text, "  broker    {url}");
+    }
     if let Some(event) = listening.event {
         let _ = writeln!(text, "  events    tcp://{}", reachable(event));
     }
@@ -53,5 +76,19 @@ pub(crate) fn greet(listening: &Listening, key: &str, state: Option<&Path>) {
          -H 'Content-Type: application/json' \
          -d '{{\"tenantId\":\"tenant-a\",\"iclFields\":{{\"requestingId\":\"me\"}},\"customFields\":{{}}}}'\n"
     );
+    if let Keys::AtBroker {
+        program, variables, ..
+    } = keys
+    {
+        let variables = variables.each_ref();
+        let set = variables.map(|(name, value)| format!("{name}='{value}'"));
+        let _ = writeln!(
+            text,
+            "Act as the vendor's admin; the proxy sees it within some seconds, or at once after SIGHUP:\n\n  \
+             export {}\n  {} tenant create acme\n",
+            set.join(" "),
+            program.display()
+        );
+    }
     eprint!("{text}");
 }

@@ -8,7 +8,7 @@
 //! | one per shard, each on its core | requests | `tsp_shards` |
 //! | `tsp-events` | security events out of the process | [`events`] |
 //! | `tsp-log` | log lines out of the process | [`logs`] |
-//! | `tsp-source` | looks at the configuration file and the tenant secrets | [`source`] |
+//! | `tsp-source` | looks at the configuration file and the tenant secrets, or asks the broker | [`source`] |
 //! | `tsp-secrets` | stores new tenant secrets | `secrets` |
 //! | `tsp-signals`, `tsp-watch` | wait for what cannot be awaited: signals, a thread's end, a scrape | `signals` |
 #![forbid(unsafe_code)]
@@ -17,6 +17,7 @@ pub mod admin;
 pub mod config;
 mod control;
 pub mod cores;
+mod dev_broker;
 mod doctor;
 pub mod events;
 mod greeting;
@@ -44,10 +45,12 @@ use crate::{
     config::Problem,
     control::{COMMANDS_MAX, Command, Control, Published},
     cores::CorePlan,
+    dev_broker::DevBroker,
     events::EventThread,
+    greeting::Keys,
     logs::Logs,
     metrics::{ControlMetrics, Scrape},
-    prepare::Prepared,
+    prepare::{First, Prepared},
     secrets::keeper,
     source::{dev, look},
 };
@@ -135,14 +138,16 @@ pub struct DevOptions {
     pub event: Option<String>,
     /// Where to keep the keys; in memory otherwise.
     pub state: Option<PathBuf>,
+    /// Whether the tenants come from a broker, which is started too.
+    pub broker: bool,
 }
 
-/// Serves the tenants of `TSP_CONFIG_FILE` until a signal ends it.
+/// Serves the tenants of `TSP_CONFIG_FILE`, or of a configuration broker, until a signal ends it.
 ///
 /// # Errors
 /// [`RunError`]
 pub fn serve() -> Result<(), RunError> {
-    let prepared = Prepared::serve().map_err(RunError::Configuration)?;
+    let prepared = Prepared::serve(First::Later).map_err(RunError::Configuration)?;
     run(prepared, None)
 }
 
@@ -151,7 +156,13 @@ pub fn serve() -> Result<(), RunError> {
 /// # Errors
 /// [`RunError`]
 pub fn dev(options: &DevOptions) -> Result<(), RunError> {
-    let mut prepared = Prepared::dev(options).map_err(RunError::Configuration)?;
+    let (broker, account) = options
+        .broker
+        .then(DevBroker::start)
+        .transpose()
+        .map_err(|problem| RunError::Configuration(vec![problem]))?
+        .unzip();
+    let mut prepared = Prepared::dev(options, account).map_err(RunError::Configuration)?;
     let key = prepared.api_key.expose().to_owned();
     let state = options.state.clone();
     if let Some(path) = &state
@@ -163,10 +174,20 @@ pub fn dev(options: &DevOptions) -> Result<(), RunError> {
         );
         prepared.config.warnings.push(Problem::new("--state", why));
     }
+    let keys = match (&broker, &state) {
+        (Some(broker), _) => Keys::AtBroker {
+            url: broker.url().to_owned(),
+            program: broker.program().to_owned(),
+            variables: broker.variables(),
+        },
+        (None, Some(path)) => Keys::In(path.clone()),
+        (None, None) => Keys::InMemory,
+    };
+    // The broker ends when this is over.
     run(
         prepared,
         Some(Box::new(move |listening| {
-            greeting::greet(listening, &key, state.as_deref())
+            greeting::greet(listening, &key, &keys)
         })),
     )
 }
@@ -183,12 +204,12 @@ pub struct Checked {
 /// Reads the whole configuration without serving.
 #[must_use]
 pub fn check() -> Checked {
-    match Prepared::serve() {
+    match Prepared::serve(First::Now) {
         Ok(prepared) => {
             let summary = Some(prepared.summary());
             Checked {
                 summary,
-                problems: prepared.left_out,
+                problems: prepared.left_out().to_vec(),
             }
         }
         Err(problems) => Checked {
@@ -250,7 +271,6 @@ fn run_logged(
         tls,
         store,
         first,
-        left_out,
     } = prepared;
     for warning in &config.warnings {
         tracing::warn!(place = warning.place, "{warning}");
@@ -353,6 +373,7 @@ fn run_logged(
     )
     .map_err(|why| internal("a thread cannot be started", &why))?;
 
+    let broker = lookout.broker().map(str::to_owned);
     let asks = look::start(lookout, commander.clone())
         .map_err(|why| internal("a thread cannot be started", &why))?;
     keeper::start(store, offers, commander.clone())
@@ -365,6 +386,9 @@ fn run_logged(
         health: health_addr,
         event: event_thread.as_ref().map(EventThread::local_addr),
     };
+    if let (Some(broker), None) = (broker, &first) {
+        tell_wait(&listening, &broker);
+    }
     let health = Rc::new(Health::starting(plan.shard_cpus.len()));
     let admin = Admin {
         token: config.admin_token,
@@ -395,12 +419,24 @@ fn run_logged(
             commands,
             commander,
             when_ready: Some(announce),
+            age_max: config.config_age_max,
         };
-        control.run(first, left_out).await
+        control.run(first).await
     });
     ended
         .map_err(|why| internal("the control core cannot start", &why))?
         .map_err(RunError::Internal)
+}
+
+/// The line that tells where probes are answered while the first configuration is still to come.
+fn tell_wait(listening: &Listening, broker: &str) {
+    tracing::info!(
+        http = %listening.http,
+        health = %listening.health,
+        event = listening.event.map(tracing::field::display),
+        broker,
+        "waiting for the configuration broker"
+    );
 }
 
 /// The one line that tells how the process runs.

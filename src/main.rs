@@ -26,7 +26,7 @@ struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Without a command, serves the tenants of TSP_CONFIG_FILE to applications that present API_KEY.
+Without a command, serves the tenants of TSP_CONFIG_FILE, or of a configuration broker, to applications that present API_KEY.
 All settings are environment variables; docs/operations.md lists them.
 
 First try:  tsp dev
@@ -168,8 +168,11 @@ struct Dev {
     #[arg(long, value_name = "ADDR")]
     event: Option<String>,
     /// Keeps the tenants' keys in FILE, made if it is not there [default: in memory, lost at the end]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "broker")]
     state: Option<PathBuf>,
+    /// Starts a configuration broker too, with a made-up vendor, and has the tenants from there
+    #[arg(long)]
+    broker: bool,
 }
 
 /// Half a backup must not pass for one.
@@ -226,12 +229,14 @@ fn main() -> ExitCode {
             health,
             event,
             state,
+            broker,
         })) => tsp::dev(&DevOptions {
             api_key,
             http,
             health,
             event,
             state,
+            broker,
         }),
         Some(Command::Recover(Recover {
             input,

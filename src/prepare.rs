@@ -4,21 +4,32 @@ use std::{io, path::PathBuf, time::SystemTime};
 
 use tsp_rt::{Probe, tls::ServerTls};
 use tsp_shards::Snapshot;
-use tsp_wire::ApiKey;
+use tsp_wire::{ApiKey, account::env::ServiceAccount};
 
 use crate::{
     DevOptions,
-    config::{Environment, Mode, Overlay, Problem, ProcessConfig, Strings as _},
+    config::{BrokerConfig, Environment, Mode, Overlay, Problem, ProcessConfig, Strings as _},
     cores::{CorePlan, Machine},
     secrets::keeper::Store,
     source::{
-        Ask, Polled, Source, dev,
+        Ask, Polled, Source,
+        broker::BrokerSource,
+        dev,
         dev::DevSource,
         file::FileSource,
         look::{Lookout, New, Outcome},
         tls::TlsSource,
     },
 };
+
+/// When the first state is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum First {
+    /// Before anything is bound.
+    Now,
+    /// Once the process runs, however long it takes to come.
+    Later,
+}
 
 /// All that is known before anything is bound.
 pub(crate) struct Prepared {
@@ -31,17 +42,26 @@ pub(crate) struct Prepared {
     pub(crate) tls: Option<ServerTls>,
     /// Where new tenant secrets are stored.
     pub(crate) store: Store,
-    pub(crate) first: Snapshot,
-    pub(crate) left_out: Vec<Problem>,
+    /// The first state and what was left out of it; `None` if it is still to be fetched.
+    pub(crate) first: Option<(Snapshot, Vec<Problem>)>,
 }
 
 impl Prepared {
     /// For `tsp`, and for `tsp check`.
     ///
     /// # Errors
-    /// Every problem of the variables, the machine and the file.
-    pub(crate) fn serve() -> Result<Self, Vec<Problem>> {
-        let config = ProcessConfig::from_strings(&Environment, Mode::Serve);
+    /// Every problem of the variables, the machine and the file. A broker's are problems only for who wants the `first`
+    /// state now.
+    pub(crate) fn serve(first: First) -> Result<Self, Vec<Problem>> {
+        let mut config = ProcessConfig::from_strings(&Environment, Mode::Serve);
+        let broker = config.as_mut().ok().and_then(|config| {
+            let broker = config.broker.take()?;
+            Some(BrokerSource::new(broker, config.allow_local_kms))
+        });
+        if let Some(broker) = broker {
+            let source = Source::Broker(Box::new(broker.map_err(|problem| vec![problem])?));
+            return Self::new(config, None, source, first);
+        }
         // Whatever else is wrong, the file's problems are told at the same time.
         let path = match &config {
             Ok(config) => config.config_file.clone(),
@@ -55,14 +75,17 @@ impl Prepared {
             return Err(config.err().unwrap_or_default());
         };
         let source = Source::File(FileSource::new(path, Environment));
-        Self::new(config, None, source)
+        Self::new(config, None, source, First::Now)
     }
 
-    /// For `tsp dev`.
+    /// For `tsp dev`, perhaps with the account of a broker that was started for it.
     ///
     /// # Errors
     /// As [`Self::serve`].
-    pub(crate) fn dev(options: &DevOptions) -> Result<Self, Vec<Problem>> {
+    pub(crate) fn dev(
+        options: &DevOptions,
+        account: Option<ServiceAccount>,
+    ) -> Result<Self, Vec<Problem>> {
         let option = |variable, name, value: &Option<String>| {
             value.clone().map(|value| (variable, name, value))
         };
@@ -78,15 +101,20 @@ impl Prepared {
         };
         let config = ProcessConfig::from_strings(&strings, Mode::Dev);
         let random = |why: io::Error| vec![Problem::new("random numbers", why.to_string())];
-        let source = match &options.state {
-            Some(path) => {
+        let source = match (account, &options.state) {
+            (Some(account), _) => {
+                let broker = BrokerConfig::for_dev(account);
+                let source = BrokerSource::new(broker, true).map_err(|problem| vec![problem])?;
+                Source::Broker(Box::new(source))
+            }
+            (None, Some(path)) => {
                 dev::ensure_state(path).map_err(|problem| vec![problem])?;
                 Source::File(FileSource::new(path.clone(), Environment))
             }
-            None => Source::Dev(DevSource::new().map_err(random)?),
+            (None, None) => Source::Dev(DevSource::new().map_err(random)?),
         };
         let new_key = dev::new_api_key().map_err(random)?;
-        Self::new(config, ApiKey::new(new_key), source)
+        Self::new(config, ApiKey::new(new_key), source, First::Now)
     }
 
     /// Puts everything together, and gathers the problems of all parts.
@@ -94,6 +122,7 @@ impl Prepared {
         config: Result<ProcessConfig, Vec<Problem>>,
         default_api_key: Option<ApiKey>,
         source: Source,
+        first: First,
     ) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
         let config = config.map_err(|found| problems.extend(found)).ok();
@@ -118,23 +147,30 @@ impl Prepared {
         let tls = files.map(TlsSource::new).transpose();
         let tls = tls.map_err(|problem| problems.push(problem)).ok().flatten();
         let mut lookout = Lookout::new(source, tls);
-        let looked = lookout.look(Ask::Always, now);
-        let tls = match looked.tls {
+        let (found, tls) = match first {
+            First::Now => {
+                let looked = lookout.look(Ask::Always, now);
+                (Some((looked.outcome, looked.new)), looked.tls)
+            }
+            First::Later => (None, lookout.look_at_tls(Ask::Always, now)),
+        };
+        let tls = match tls {
             Polled::New(tls) => Some(*tls),
             Polled::Failed(found) => {
                 problems.extend(found);
                 None
             }
-            Polled::Same | Polled::StillFailed => None,
+            Polled::Same | Polled::StillFailed | Polled::NotAsked => None,
         };
-        let first = match looked.outcome {
-            Outcome::Good => looked.new.zip(lookout.store()),
-            Outcome::Failed(found) => {
+        let first = match found {
+            None => lookout.store().map(|store| (None, store)),
+            Some((Outcome::Good, new)) => new.map(Some).zip(lookout.store()),
+            Some((Outcome::Failed(found), _)) => {
                 problems.extend(found);
                 None
             }
             // A source that was never asked before has something to say.
-            Outcome::StillFailed => None,
+            Some((Outcome::StillFailed | Outcome::NotAsked, _)) => None,
         };
         let (Some(mut config), Some((plan, probe)), Some((first, store)), true) =
             (config, machine, first, problems.is_empty())
@@ -146,7 +182,8 @@ impl Prepared {
         let Some(api_key) = config.api_key.take().or(default_api_key) else {
             return Err(vec![Problem::new("API_KEY", "not set")]);
         };
-        let New { snapshot, left_out } = first;
+        let first =
+            first.map(|New { snapshot, left_out }| (snapshot, left_out.unwrap_or_default()));
         Ok(Self {
             config,
             api_key,
@@ -155,17 +192,23 @@ impl Prepared {
             lookout,
             tls,
             store,
-            first: snapshot,
-            left_out: left_out.unwrap_or_default(),
+            first,
         })
     }
 
-    fn secrets_summary(&self) -> String {
-        let count = self.first.secret_count();
+    fn secrets_summary(&self, first: &Snapshot) -> String {
+        let count = first.secret_count();
         match &self.store {
             Store::File(file) => format!("{count} in {}", file.path().display()),
             Store::Memory(_) => count.to_string(),
+            Store::Broker(broker) => format!("{count} at {}", broker.url()),
         }
+    }
+
+    /// What the first state has not.
+    pub(crate) fn left_out(&self) -> &[Problem] {
+        let first = self.first.as_ref();
+        first.map(|(_, left_out)| &**left_out).unwrap_or_default()
     }
 
     /// What `tsp check` tells about a configuration that can be served.
@@ -198,10 +241,14 @@ impl Prepared {
                 plan.shard_cpus_text()
             ),
             format!("control plane  on core {}", plan.control_cpu_text()),
-            format!("tenants        {}", first.tenant_count()),
-            format!("KMS configs    {}", first.kms_config_count()),
-            format!("tenant secrets {}", self.secrets_summary()),
         ];
+        if let Some((first, _)) = first {
+            lines.extend([
+                format!("tenants        {}", first.tenant_count()),
+                format!("KMS configs    {}", first.kms_config_count()),
+                format!("tenant secrets {}", self.secrets_summary(first)),
+            ]);
+        }
         if let Some(unix) = &config.unix {
             lines.insert(1, format!("Unix socket    {}", unix.path.display()));
         }
@@ -211,7 +258,7 @@ impl Prepared {
                 .iter()
                 .map(|warning| format!("warning: {warning}")),
         );
-        if self.left_out.is_empty() {
+        if self.left_out().is_empty() {
             lines.push("The configuration is good.".to_owned());
         }
         lines.join("\n")

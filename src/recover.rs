@@ -112,7 +112,7 @@ fn configs(
         Polled::New(loaded) => *loaded,
         Polled::Failed(problems) => return Err(problems),
         // A source that was never asked before has something to say.
-        Polled::Same | Polled::StillFailed => return Err(Vec::new()),
+        Polled::Same | Polled::StillFailed | Polled::NotAsked => return Err(Vec::new()),
     };
     for problem in &loaded.left_out {
         tell(&problem.to_string());

@@ -1,9 +1,10 @@
 //! Tenant secrets as the control plane keeps them, wrapped: which there are, and how one is added and rotated.
 //!
 //! [`Secrets`] holds the rules. Where it lies between two changes is another matter: in a file that several proxies share
-//! ([`file`]), or in memory for `tsp dev`. The keeper's thread ([`keeper`]) stores what shards offer; [`command`] is
+//! ([`file`]), or in memory for `tsp dev`. A broker has rules of its own, the same ([`broker`]). The keeper's thread ([`keeper`]) stores what shards offer; [`command`] is
 //! `tsp secrets`.
 
+pub(crate) mod broker;
 pub(crate) mod command;
 pub(crate) mod file;
 pub(crate) mod keeper;

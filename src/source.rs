@@ -1,14 +1,15 @@
-//! Where snapshots come from: [`file`] and [`dev`]; a configuration broker comes later.
+//! Where snapshots come from: a configuration [`broker`], a [`file`](mod@file), or [`dev`]'s imagination.
 //!
 //! A source is asked for the whole state again and again (level-triggered): it never hands out a change, only what
 //! is true now, and says when that is what it gave last time.
 
+pub mod broker;
 pub mod dev;
 pub mod file;
 pub(crate) mod look;
 pub mod tls;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tsp_shards::Snapshot;
 use tsp_wire::{
@@ -16,11 +17,11 @@ use tsp_wire::{
     snapshot::{KmsConfigDoc, SnapshotDoc, TenantDoc, TenantSecretDoc},
 };
 
-use self::{dev::DevSource, file::FileSource};
+use self::{broker::BrokerSource, dev::DevSource, file::FileSource};
 use crate::{config::Problem, secrets::keeper::Store};
 
 /// All KMS configs and tenants, as a source has them now. The control core gives it a version.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Loaded {
     /// The KMS configs that can be used.
     pub kms: Vec<KmsConfigDoc>,
@@ -30,6 +31,10 @@ pub struct Loaded {
     pub tenants: Vec<TenantDoc>,
     /// What cannot be used and was left out, while the rest is served.
     pub left_out: Vec<Problem>,
+    /// Whether it may hold LOCAL keys: it is the operator's own, or the operator says so.
+    pub allow_local: bool,
+    /// How long ago it was known to be true.
+    pub age: Duration,
 }
 
 impl Loaded {
@@ -42,9 +47,9 @@ impl Loaded {
             unusable,
             tenants,
             mut left_out,
+            allow_local,
+            age: _,
         } = self;
-        // The sources of this version are the operator's own files, which may hold LOCAL keys.
-        let allow_local = true;
         let doc = SnapshotDoc {
             version,
             kms,
@@ -67,8 +72,22 @@ impl Loaded {
 pub enum Ask {
     /// Only if there may be something new.
     IfChanged,
-    /// In any case: an operator asked, or the last look failed some time ago.
+    /// Likewise, and something is known to be new.
+    News,
+    /// In any case, because the last look failed some time ago. A source that keeps its own time has tried already.
+    Again,
+    /// In any case: an operator asked.
     Always,
+}
+
+impl Ask {
+    /// Whether what looks unchanged is to be read all the same.
+    fn is_thorough(self) -> bool {
+        match self {
+            Self::IfChanged | Self::News => false,
+            Self::Again | Self::Always => true,
+        }
+    }
 }
 
 /// What a look found.
@@ -82,6 +101,8 @@ pub enum Polled<T> {
     Failed(Vec<Problem>),
     /// Still what [`Polled::Failed`] told last time.
     StillFailed,
+    /// Nobody looked: it is not time yet.
+    NotAsked,
 }
 
 /// One of the sources.
@@ -91,6 +112,8 @@ pub enum Source {
     File(FileSource),
     /// Made-up tenants.
     Dev(DevSource),
+    /// A configuration broker.
+    Broker(Box<BrokerSource>),
 }
 
 impl Source {
@@ -99,6 +122,7 @@ impl Source {
         match self {
             Self::File(file) => file.poll(ask, now),
             Self::Dev(dev) => dev.poll(),
+            Self::Broker(broker) => broker.poll(ask),
         }
     }
 
@@ -107,6 +131,7 @@ impl Source {
         match self {
             Self::File(file) => file.poll_secrets(ask, now),
             Self::Dev(dev) => dev.poll_secrets(),
+            Self::Broker(broker) => broker.poll_secrets(),
         }
     }
 
@@ -116,6 +141,7 @@ impl Source {
         match self {
             Self::File(file) => file.secrets_file().cloned().map(Store::File),
             Self::Dev(dev) => dev.store().map(Store::Memory),
+            Self::Broker(broker) => Some(Store::Broker(broker.store())),
         }
     }
 }

@@ -101,6 +101,9 @@ struct Serve {
     /// The broker's own URL, for the links in mails
     #[arg(long, env = "BROKER_PUBLIC_URL")]
     public_url: Option<String>,
+    /// End with the process that started this one
+    #[arg(long, hide = true)]
+    die_with_parent: bool,
 }
 
 #[derive(Args)]
@@ -578,6 +581,11 @@ pub fn main() -> ExitCode {
 async fn run(command: Command, bridge: Option<Config>) -> Result<(), String> {
     match command {
         Command::Serve(options) => {
+            if options.die_with_parent {
+                let signal = Some(rustix::process::Signal::TERM);
+                rustix::process::set_parent_process_death_signal(signal)
+                    .map_err(|why| format!("cannot be bound to the parent: {why}"))?;
+            }
             log_to_stderr();
             let config = serve::Config {
                 database_url: options.database_url,

@@ -190,12 +190,19 @@ fn an_env_file_of_the_original_starts_and_says_what_is_missing() {
         Mode::Serve,
     )
     .unwrap_err();
-    assert_eq!(problems.len(), 1);
-    assert!(
-        problems[0]
-            .to_string()
-            .starts_with("TSP_CONFIG_FILE: not set; this version cannot")
-    );
+    let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    let places: Vec<_> = problems
+        .iter()
+        .map(|problem| problem.place.as_str())
+        .collect();
+    let malformed = [
+        "CONFIG_BROKER_URL",
+        "SERVICE_ACCOUNT_ID",
+        "SERVICE_ENCRYPTION_PRIVATE_KEY",
+        "SERVICE_SIGNING_PRIVATE_KEY",
+    ];
+    assert_eq!(places, malformed);
+    assert_eq!(told[0], "CONFIG_BROKER_URL: is missing");
     let config = read(&[("SERVICE_ACCOUNT_ID", "x"), ("IRONCORE_ENV", "stage")]).unwrap();
     assert!(config.warnings.is_empty());
 }

@@ -22,13 +22,48 @@ const fn variable(name: &'static str, default: &'static str, effect: &'static st
 }
 
 /// Every variable that the proxy knows, in the order of the documentation.
-pub const VARIABLES: [Variable; 37] = [
+pub const VARIABLES: [Variable; 42] = [
     variable("API_KEY", "required", "what applications present"),
     variable("API_KEY_2", "none", "a second accepted key, for rotation"),
     variable(
         "TSP_CONFIG_FILE",
-        "required",
-        "TOML file of KMS configs and tenants",
+        "none",
+        "TOML file of KMS configs and tenants; without it they come from a broker",
+    ),
+    variable(
+        "CONFIG_BROKER_URL",
+        "none",
+        "where the configuration broker is, such as https://broker.example.com",
+    ),
+    variable("SERVICE_ACCOUNT_ID", "none", ACCOUNT),
+    variable("SERVICE_CONFIG_ID", "none", ACCOUNT),
+    variable("SERVICE_SEGMENT_ID", "none", ACCOUNT),
+    variable("SERVICE_ENCRYPTION_PRIVATE_KEY", "none", ACCOUNT),
+    variable("SERVICE_SIGNING_PRIVATE_KEY", "none", ACCOUNT),
+    variable(
+        "TSP_BROKER_CA",
+        "none",
+        "PEM file; the broker's certificate must come of it",
+    ),
+    variable(
+        "TSP_BROKER_ALLOW_HTTP",
+        "false",
+        "true permits a broker on another machine without TLS",
+    ),
+    variable(
+        "TSP_SNAPSHOT_CACHE",
+        "none",
+        "sealed copy on disk, for a start while the broker is away",
+    ),
+    variable(
+        "TSP_CONFIG_REFRESH_S",
+        "600",
+        "seconds between two looks at the broker, give or take 10 %",
+    ),
+    variable(
+        "TSP_CONFIG_MAX_AGE_S",
+        "86400",
+        "seconds that tenants are served after the last good look",
     ),
     variable("TSP_BIND_ADDRESS", "0.0.0.0", "IP of all listeners"),
     variable(
@@ -133,22 +168,19 @@ pub const VARIABLES: [Variable; 37] = [
     variable(
         "TSP_KMS_ALLOW_ADDRESSES",
         "private,loopback",
-        "where endpoints of KMSs may lead to",
+        "where endpoints of KMSs may lead to; with a broker the default is public addresses alone",
     ),
     variable(
         "RUST_LOG",
         logs::DEFAULT_FILTER,
         "which log lines are written",
     ),
-    variable("SERVICE_ACCOUNT_ID", "none", UNUSED),
-    variable("SERVICE_CONFIG_ID", "none", UNUSED),
-    variable("SERVICE_SEGMENT_ID", "none", UNUSED),
-    variable("SERVICE_ENCRYPTION_PRIVATE_KEY", "none", UNUSED),
-    variable("SERVICE_SIGNING_PRIVATE_KEY", "none", UNUSED),
-    variable("CONFIG_BROKER_URL", "none", UNUSED),
     variable("IRONCORE_ENV", "none", UNUSED),
     variable("CB_OVERRIDE", "none", UNUSED),
 ];
 
-/// Effect of the variables that belong to a configuration broker.
-const UNUSED: &str = "accepted, not used in this version";
+/// Effect of the variables that make a service account.
+const ACCOUNT: &str = "the service account, as the broker's command line printed it";
+
+/// Effect of variables of existing env files that mean nothing here.
+const UNUSED: &str = "accepted, not used";

@@ -478,8 +478,7 @@ fn loaded() -> Loaded {
             tenant("globex", 6, false),
             tenant("initech", 6, true),
         ],
-        unusable: Vec::new(),
-        left_out: Vec::new(),
+        ..Loaded::default()
     }
 }
 

@@ -11,6 +11,7 @@ use tsp_wire::snapshot::TenantSecretDoc;
 
 use super::{
     Secrets, Taken,
+    broker::BrokerStore,
     file::{Edited, SecretsFile},
 };
 use crate::{config::Problem, control::Command};
@@ -29,6 +30,8 @@ pub(crate) enum Store {
     File(SecretsFile),
     /// In this process alone, and gone with it, as its keys are.
     Memory(Memory),
+    /// At a broker that other proxies share.
+    Broker(BrokerStore),
 }
 
 /// Tenant secrets in memory, and who hears of a new one.
@@ -129,14 +132,21 @@ fn keep(store: &mut Store, batch: Vec<SecretOffer>, now: OffsetDateTime) {
     if batch.is_empty() {
         return;
     }
+    let all = |docs: Vec<TenantSecretDoc>| docs.into_iter().map(Ok).collect::<Vec<_>>();
     let stored = match store {
-        Store::File(file) => take_into_file(file, &batch, now),
-        Store::Memory(memory) => memory.take(&batch, now),
+        Store::File(file) => take_into_file(file, &batch, now).map(all),
+        Store::Memory(memory) => memory.take(&batch, now).map(all),
+        Store::Broker(broker) => broker.take(&batch),
     };
     match stored {
         Ok(docs) => {
             for (offer, doc) in batch.into_iter().zip(docs) {
-                drop(offer.reply.send(Ok(doc)));
+                let doc = doc.map_err(|problem| {
+                    let place = problem.place.as_str();
+                    tracing::error!(place, "a tenant secret is not stored: {problem}");
+                    SecretNotStored
+                });
+                drop(offer.reply.send(doc));
             }
         }
         Err(problem) => {

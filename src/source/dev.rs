@@ -10,6 +10,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -111,6 +112,8 @@ impl DevSource {
             tenants: tenants.collect(),
             unusable: Vec::new(),
             left_out: Vec::new(),
+            allow_local: true,
+            age: Duration::ZERO,
         };
         let (store, created) = Memory::new();
         Ok(Self {
@@ -253,7 +256,7 @@ impl Drop for Draft {
     }
 }
 
-fn random<const N: usize>() -> io::Result<Zeroizing<[u8; N]>> {
+pub(crate) fn random<const N: usize>() -> io::Result<Zeroizing<[u8; N]>> {
     let mut bytes = Zeroizing::new([0; N]);
     getrandom::fill(bytes.as_mut_slice()).map_err(io::Error::other)?;
     Ok(bytes)
@@ -273,7 +276,9 @@ mod tests {
         let mut source = FileSource::new(path.to_owned(), Map::default());
         match source.poll(Ask::IfChanged, SystemTime::UNIX_EPOCH) {
             Polled::New(loaded) => *loaded,
-            other @ (Polled::Same | Polled::Failed(_) | Polled::StillFailed) => panic!("{other:?}"),
+            other @ (Polled::Same | Polled::Failed(_) | Polled::StillFailed | Polled::NotAsked) => {
+                panic!("{other:?}")
+            }
         }
     }
 

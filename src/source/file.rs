@@ -243,7 +243,7 @@ impl Watch {
                     .iter()
                     .all(|(path, stamp)| *stamp == Stamp::of(path))
         });
-        if unchanged && ask == Ask::IfChanged {
+        if unchanged && !ask.is_thorough() {
             return if self.failed.is_some() {
                 Polled::StillFailed
             } else {
@@ -272,7 +272,7 @@ impl Watch {
             }
             Err(problems) => {
                 // Read again only because it had not settled: nothing new to tell.
-                if ask == Ask::IfChanged && self.failed.as_ref() == Some(&problems) {
+                if !ask.is_thorough() && self.failed.as_ref() == Some(&problems) {
                     return Polled::StillFailed;
                 }
                 self.failed = Some(problems.clone());

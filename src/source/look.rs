@@ -1,7 +1,10 @@
 //! Looking at the source: a snapshot for every new state, and the client API's certificate. And the thread that does it, so that a slow or hanging file
 //! system delays neither probes nor a drain.
 
-use std::{io, thread, time::SystemTime};
+use std::{
+    io, thread,
+    time::{Duration, SystemTime},
+};
 
 use crossbeam_channel::Sender;
 use tsp_rt::{mailbox, tls::ServerTls};
@@ -17,6 +20,8 @@ pub(crate) struct Looked {
     pub(crate) new: Option<New>,
     /// Whether everything could be looked at.
     pub(crate) outcome: Outcome,
+    /// How long ago what was found was known to be true.
+    pub(crate) age: Duration,
     /// What became of the client API's certificate.
     pub(crate) tls: Polled<ServerTls>,
 }
@@ -37,6 +42,8 @@ pub(crate) enum Outcome {
     Failed(Vec<Problem>),
     /// As [`Polled::StillFailed`].
     StillFailed,
+    /// As [`Polled::NotAsked`].
+    NotAsked,
 }
 
 /// A source, and the last snapshot that was made of it.
@@ -54,6 +61,7 @@ pub(crate) struct Lookout {
 struct Failures {
     new: Vec<Problem>,
     old: bool,
+    not_asked: bool,
 }
 
 impl Failures {
@@ -68,6 +76,10 @@ impl Failures {
             }
             Polled::StillFailed => {
                 self.old = true;
+                None
+            }
+            Polled::NotAsked => {
+                self.not_asked = true;
                 None
             }
         }
@@ -91,26 +103,52 @@ impl Lookout {
         self.source.store()
     }
 
+    /// Where the broker is, if configurations come from one.
+    pub(crate) fn broker(&self) -> Option<&str> {
+        match &self.source {
+            Source::Broker(broker) => Some(broker.url()),
+            Source::File(_) | Source::Dev(_) => None,
+        }
+    }
+
     /// Looks, and makes a snapshot of what is new. `now` tells fresh files from settled ones.
     pub(crate) fn look(&mut self, ask: Ask, now: SystemTime) -> Looked {
         self.former.release();
         let mut failures = Failures::default();
         let configs = failures.sort(self.source.poll(ask, now));
         let secrets = failures.sort(self.source.poll_secrets(ask, now));
+        let age = configs.as_ref().map(|loaded| loaded.age);
         let new = self.snapshot(configs, secrets);
-        let Failures { new: problems, old } = failures;
+        let Failures {
+            new: problems,
+            old,
+            not_asked,
+        } = failures;
         let outcome = if !problems.is_empty() {
             Outcome::Failed(problems)
         } else if old {
             Outcome::StillFailed
+        } else if not_asked {
+            Outcome::NotAsked
         } else {
             Outcome::Good
         };
-        let tls = match &mut self.tls {
+        let tls = self.look_at_tls(ask, now);
+        let age = age.unwrap_or_default();
+        Looked {
+            new,
+            outcome,
+            age,
+            tls,
+        }
+    }
+
+    /// Looks at the client API's certificate alone.
+    pub(crate) fn look_at_tls(&mut self, ask: Ask, now: SystemTime) -> Polled<ServerTls> {
+        match &mut self.tls {
             Some(tls) => tls.poll(ask, now),
             None => Polled::Same,
-        };
-        Looked { new, outcome, tls }
+        }
     }
 
     fn snapshot(
@@ -179,7 +217,7 @@ pub(crate) fn start(
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, time::Duration};
+    use std::fs;
 
     use super::*;
     use crate::{

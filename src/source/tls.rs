@@ -51,7 +51,7 @@ impl TlsSource {
         let polled = self.watch.poll(ask, now, || load(files, tickets));
         let doubted = self.doubted.take();
         match (polled, ask) {
-            (Polled::Failed(problems), Ask::IfChanged) => {
+            (Polled::Failed(problems), Ask::IfChanged | Ask::News) => {
                 self.doubted = Some(problems);
                 Polled::StillFailed
             }

@@ -48,6 +48,50 @@ on_both! {
 }
 
 #[test]
+fn a_broker_starts_with_it_serves_an_admin_and_ends_with_it() {
+    let proxy = Setup::dev(Io::Epoll).argument("--broker").start();
+    let printed = |what: &str, begins: &str| {
+        proxy.log.wait(what, |line| {
+            line.trim_start()
+                .starts_with(begins)
+                .then(|| line.to_owned())
+        })
+    };
+    let shell = |line: &str| {
+        let output = Command::new("bash").arg("-c").arg(line).output();
+        output.expect("bash runs")
+    };
+    let curl = printed("curl line", "curl ");
+    let answer: serde_json::Value = serde_json::from_slice(&shell(&curl).stdout).expect("JSON");
+    assert_eq!(crate::support::base64(text(&answer, "dek")).len(), 32);
+
+    let (export, admin) = (printed("variables", "export "), printed("command", "/"));
+    let listed = shell(&format!(
+        "{export}; {}",
+        admin.replace("create acme", "list")
+    ));
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.contains("tenant-leased"), "{listed}");
+    let created = shell(&format!("{export}; {admin}"));
+    assert!(created.status.success(), "{created:?}");
+    // It comes at the next look: not an unknown tenant, but one without a config.
+    let first = proxy.log.len();
+    proxy.signal(rustix::process::Signal::HUP);
+    proxy
+        .log
+        .wait_json(first, "publication", |line| line["tenants"] == 4);
+
+    let broker = printed("broker's address", "broker ");
+    let broker = broker.trim().rsplit("//").next().expect("a URL").to_owned();
+    assert!(std::net::TcpStream::connect(&broker).is_ok());
+    proxy.signal(rustix::process::Signal::KILL);
+    proxy.wait_for_end();
+    while std::net::TcpStream::connect(&broker).is_ok() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn it_makes_a_key_of_the_form_that_every_sdk_takes() {
     let proxy = Setup::bare()
         .argument("dev")

@@ -14,6 +14,7 @@
 )]
 
 mod aws;
+mod broker;
 mod clients;
 mod dev;
 mod doctor;

@@ -4,6 +4,7 @@
 use std::process::{Command, Stdio};
 
 use crate::support::{
+    broker::Vendor,
     child,
     config::{self, As, AwsKms, tenant},
     kmssim::{Provider, Simulator},
@@ -124,6 +125,28 @@ fn at_all_kmss(io: Io, checks: fn(&Proxy, Two<'_>)) {
     simulator.assert_refused_none();
 }
 
+/// The same tenants, from a broker where they were sealed; it keeps their secrets too.
+#[track_caller]
+fn through_a_broker(io: Io, checks: fn(&Proxy, Two<'_>)) {
+    let simulator = Simulator::start();
+    let vendor = Vendor::new();
+    vendor.tenants_of(&simulator);
+    let proxy = vendor.account().setup(io).start();
+    proxy.wait_for_ready(200);
+    for two in [
+        [Provider::Aws, Provider::Gcp],
+        [Provider::Azure, Provider::Thales],
+    ] {
+        checks(&proxy, two.map(|provider| simulator.tenant(provider)));
+    }
+    simulator.assert_refused_none();
+    let secrets = vendor.admin(&["secrets", "export"]);
+    eprintln!(
+        "tenant secrets at the broker: {}",
+        secrets.lines().count() - 1
+    );
+}
+
 on_both! {
     fn node_on_local_keys(io) {
         node(&Setup::dev(io).start(), TWO);
@@ -135,6 +158,14 @@ on_both! {
 
     fn node_on_keys_at_all_kmss(io) {
         at_all_kmss(io, node);
+    }
+
+    fn node_through_a_broker(io) {
+        through_a_broker(io, node);
+    }
+
+    fn python_through_a_broker(io) {
+        through_a_broker(io, python);
     }
 
     fn python_on_local_keys(io) {

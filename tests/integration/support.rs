@@ -1,5 +1,6 @@
 //! What the tests share: processes, a client, stand-ins, configuration files.
 
+pub(crate) mod broker;
 pub(crate) mod child;
 pub(crate) mod config;
 pub(crate) mod events;

@@ -50,7 +50,7 @@ impl Place {
         match self.source().poll(Ask::IfChanged, later()) {
             Polled::New(loaded) => Ok(*loaded),
             Polled::Failed(problems) => Err(self.lines(&problems)),
-            other @ (Polled::Same | Polled::StillFailed) => panic!("{other:?}"),
+            other @ (Polled::Same | Polled::StillFailed | Polled::NotAsked) => panic!("{other:?}"),
         }
     }
 

@@ -266,7 +266,7 @@ impl Connection {
             headers,
             body: Vec::new(),
         };
-        if status < 200 || status == 204 {
+        if status < 200 || status == 204 || status == 304 {
             return Ok(answer);
         }
         if let Some(length) = answer.header("content-length") {

@@ -27,6 +27,9 @@ pub(crate) const API_KEY: &str = "dGVzdC1hcGkta2V5";
 /// Longest time a process may take to end after it was told to. Above the proxy's own drain deadline.
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Longest wait for a change of `/ready`. The longest back-off of a proxy that has failed a few times is 8 s.
+const READY_TIMEOUT: Duration = Duration::from_secs(90);
+
 /// The I/O back end that a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Io {
@@ -81,6 +84,14 @@ impl Setup {
                 "TSP_CONFIG_FILE",
                 path.to_str().expect("temporary paths are UTF-8"),
             )
+            .on_free_ports()
+    }
+
+    /// `tsp` on free loopback ports, with no configuration file.
+    pub(crate) fn without_config(io: Io) -> Self {
+        Self { io, ..Self::bare() }
+            .env("TSP_IO", io.as_str())
+            .env("API_KEY", API_KEY)
             .on_free_ports()
     }
 
@@ -280,6 +291,22 @@ impl Proxy {
 
     pub(crate) fn config_path(&self) -> PathBuf {
         self.setup.config_path()
+    }
+
+    /// What the health listener says.
+    #[track_caller]
+    pub(crate) fn probe(&self, path: &str) -> u16 {
+        http::ask(self.health, &Request::new("GET", path)).status
+    }
+
+    /// Waits until `/ready` has this status.
+    #[track_caller]
+    pub(crate) fn wait_for_ready(&self, status: u16) {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        while self.probe("/ready") != status {
+            assert!(Instant::now() < deadline, "/ready does not become {status}");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// A line of the kernel's `status` of the process, such as `VmRSS`, in KiB.

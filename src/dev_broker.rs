@@ -1,0 +1,217 @@
+//! `tsp dev --broker`: a real `tsp-broker` beside the proxy, with a made-up vendor, tenants on LOCAL keys and a service
+//! account, made by the commands that an admin would give.
+//!
+//! All of it is in a folder that goes with the process. LOCAL keys are what a KMS without a cloud can be; a proxy takes them
+//! from a broker only here, and where `TSP_ALLOW_LOCAL_KMS` says so.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, BufRead as _, BufReader, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use tsp_wire::account::env::ServiceAccount;
+use zeroize::Zeroizing;
+
+use crate::{config::Problem, source::dev};
+
+/// The program, which lies beside this one.
+const PROGRAM: &str = "tsp-broker";
+
+/// The made-up tenants, each with a KMS config of its own; keys may be leased from the last one.
+const TENANTS: [(&str, bool); 3] = [
+    ("tenant-a", false),
+    ("tenant-b", false),
+    ("tenant-leased", true),
+];
+
+/// Ids of the made-up tenants.
+pub(crate) fn tenant_ids() -> Vec<&'static str> {
+    TENANTS.iter().map(|(id, _)| *id).collect()
+}
+
+/// A broker that ends with this process, and what an admin needs.
+#[derive(Debug)]
+pub(crate) struct DevBroker {
+    child: Child,
+    program: PathBuf,
+    folder: PathBuf,
+    url: String,
+    passphrase: String,
+    setup_token: String,
+}
+
+impl DevBroker {
+    /// Starts the broker and makes the vendor. Takes some seconds: each command derives the admin's keys from a passphrase.
+    ///
+    /// # Errors
+    /// What could not be done.
+    pub(crate) fn start() -> Result<(Self, ServiceAccount), Problem> {
+        let failed = |why: String| Problem::new("--broker", why);
+        let program = program().map_err(failed)?;
+        let io_failed = |why: io::Error| failed(why.to_string());
+        let word = || dev::random::<16>().map(|bytes| URL_SAFE_NO_PAD.encode(*bytes));
+        let folder = std::env::temp_dir().join(format!("tsp-dev-{}", word().map_err(io_failed)?));
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&folder)
+            .map_err(io_failed)?;
+        let setup_token = word().map_err(io_failed)?;
+        let child = match spawn(&program, &folder, &setup_token) {
+            Ok(child) => child,
+            Err(why) => {
+                // It is empty but for a log.
+                let _ = fs::remove_dir_all(&folder);
+                return Err(failed(format!(
+                    "{} cannot be started: {why}",
+                    program.display()
+                )));
+            }
+        };
+        // From here on dropping it cleans up.
+        let mut broker = Self {
+            child,
+            program,
+            folder,
+            url: String::new(),
+            passphrase: word().map_err(io_failed)?,
+            setup_token,
+        };
+        let account = broker.make_vendor().map_err(failed)?;
+        Ok((broker, account))
+    }
+
+    /// Where it listens.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What an admin's shell sets, so that `tsp-broker`'s commands act for the made-up vendor.
+    pub(crate) fn variables(&self) -> [(&'static str, String); 2] {
+        [
+            ("BROKER_PROFILE", self.profile().display().to_string()),
+            ("BROKER_PASSPHRASE", self.passphrase.clone()),
+        ]
+    }
+
+    /// How an admin calls the program.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
+    fn profile(&self) -> PathBuf {
+        self.folder.join("admin.json")
+    }
+
+    fn make_vendor(&mut self) -> Result<ServiceAccount, String> {
+        let out = self.child.stdout.take().ok_or("it has no output")?;
+        let mut line = String::new();
+        BufReader::new(out)
+            .read_line(&mut line)
+            .map_err(|why| why.to_string())?;
+        let url = line.trim().rsplit(' ').next().unwrap_or_default();
+        if !url.starts_with("http://") {
+            let log = fs::read_to_string(self.folder.join("broker.log")).unwrap_or_default();
+            return Err(format!("the broker did not start: {}", log.trim_end()));
+        }
+        url.clone_into(&mut self.url);
+        let url = self.url.clone();
+        let who = ["--name", "Made-up vendor", "--email", "you@vendor.example"];
+        self.admin(&[&["init", "--broker", &url], &who[..]].concat())?;
+        for (tenant, leasing) in TENANTS {
+            self.admin(&["tenant", "create", tenant])?;
+            let file = self.folder.join("kms.json");
+            let file_name = file.display().to_string();
+            write_key(&file).map_err(|why| why.to_string())?;
+            let leasing: &[&str] = if leasing { &["--leasing"] } else { &[] };
+            let created = self.admin(&[&["kms", "create", "--file", &file_name], leasing].concat());
+            fs::remove_file(&file).map_err(|why| why.to_string())?;
+            self.admin(&["kms", "assign", created?.trim(), tenant, "--primary"])?;
+        }
+        let variables = self.admin(&["service-account", "create", "--name", "tsp dev"])?;
+        let account = ServiceAccount::from_variables(|name| {
+            let mut lines = variables.lines().filter_map(|line| line.split_once('='));
+            let found = lines.find(|(found, _)| *found == name);
+            found.map(|(_, value)| value.to_owned())
+        });
+        account.map_err(|problems| format!("the service account is not complete: {problems:?}"))
+    }
+
+    /// What an admin's command prints.
+    fn admin(&self, arguments: &[&str]) -> Result<Zeroizing<String>, String> {
+        let output = Command::new(&self.program)
+            .args(arguments)
+            .envs(self.variables())
+            .env("BROKER_SETUP_TOKEN", &self.setup_token)
+            .env_remove("CONFIG_BROKER_URL")
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|why| why.to_string())?;
+        if !output.status.success() {
+            let why = String::from_utf8_lossy(&output.stderr);
+            return Err(format!(
+                "`{PROGRAM} {}`: {}",
+                arguments.join(" "),
+                why.trim_end()
+            ));
+        }
+        String::from_utf8(output.stdout)
+            .map(Zeroizing::new)
+            .map_err(|_| format!("`{PROGRAM} {}` prints no text", arguments.join(" ")))
+    }
+}
+
+impl Drop for DevBroker {
+    fn drop(&mut self) {
+        // Nothing in it outlives this process anyway.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn program() -> Result<PathBuf, String> {
+    let own = std::env::current_exe().map_err(|why| why.to_string())?;
+    let program = own.with_file_name(PROGRAM);
+    if program.exists() {
+        return Ok(program);
+    }
+    Err(format!(
+        "{} is not there; `cargo build --bins` makes it, and so does `./x dev --broker`",
+        program.display()
+    ))
+}
+
+fn spawn(program: &Path, folder: &Path, setup_token: &str) -> io::Result<Child> {
+    let log = File::create(folder.join("broker.log"))?;
+    let database = format!("sqlite://{}", folder.join("broker.db").display());
+    // This thread is the process's first, and lives as long.
+    Command::new(program)
+        .args(["serve", "--listen", "127.0.0.1:0", "--die-with-parent"])
+        .env("BROKER_DATABASE_URL", database)
+        .env("BROKER_SETUP_TOKEN", setup_token)
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+}
+
+/// A new LOCAL key, as an admin's file.
+fn write_key(path: &Path) -> io::Result<()> {
+    use base64::engine::general_purpose::STANDARD;
+    let key = Zeroizing::new(STANDARD.encode(*dev::random::<32>()?));
+    let text = format!(r#"{{"type":"LOCAL","credentials":{{"key":"{}"}}}}"#, *key);
+    let text = Zeroizing::new(text);
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(text.as_bytes())
+}
