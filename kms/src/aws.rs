@@ -13,14 +13,11 @@ mod xml;
 
 use std::{fmt, time::SystemTime};
 
-use http::{HeaderMap, HeaderValue, header};
 use tsp_wire::Dek;
-use zeroize::Zeroizing;
 
 use crate::{
     CredentialId, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsKind, KmsOperation,
     RemoteKms, Session, Token, TokenStep,
-    http::{sensitive, value},
     json::{Member, object},
     text::Clean,
     token::Proof,
@@ -94,42 +91,27 @@ impl AwsKms {
     fn request(
         &self,
         target: &'static str,
-        body: Zeroizing<Vec<u8>>,
+        body: &[u8],
         signer: &Signer,
         session: &mut Session,
         now: SystemTime,
     ) -> HttpRequest {
         let stamp = Stamp::new(session.clock.correct(now));
-        let token = signer.session_token();
         let signed = [
-            Some((header::CONTENT_TYPE.as_str(), Self::CONTENT_TYPE)),
-            Some((header::HOST.as_str(), self.host.as_str())),
+            Some(("content-type", Self::CONTENT_TYPE)),
+            Some(("host", self.host.as_str())),
             Some(("x-amz-date", stamp.time())),
-            token.map(|token| ("x-amz-security-token", token)),
+            signer
+                .session_token()
+                .map(|token| ("x-amz-security-token", token)),
             Some(("x-amz-target", target)),
         ];
-        let authorization = signer.sign(&signed, &body, &stamp, &mut session.signing_key);
-
-        // Values are copied rather than shared with the configuration: all cores read that, and a shared value is
-        // counted by an atomic that they would all write.
-        let mut headers = HeaderMap::with_capacity(8);
-        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static(Self::CONTENT_TYPE),
-        );
-        headers.insert(header::HOST, value(self.host.as_str()));
-        headers.insert("x-amz-date", value(stamp.time()));
-        headers.insert("x-amz-target", HeaderValue::from_static(target));
-        headers.insert(header::AUTHORIZATION, sensitive(value(authorization)));
-        if let Some(token) = token {
-            headers.insert("x-amz-security-token", sensitive(value(token)));
-        }
-        HttpRequest {
-            path: "/".to_owned(),
-            headers,
-            body,
-        }
+        let authorization = signer.sign(&signed, body, &stamp, &mut session.signing_key);
+        let unsigned = [
+            ("accept", "application/json"),
+            ("authorization", &authorization),
+        ];
+        HttpRequest::post("/", signed.into_iter().flatten().chain(unsigned), body)
     }
 }
 
@@ -154,7 +136,7 @@ impl RemoteKms for AwsKms {
             ("KeyId", Member::Json(&self.key_id_json)),
             ("Plaintext", Member::Base64(dek.expose())),
         ]);
-        Ok(self.request("TrentService.Encrypt", body, signer, session, now))
+        Ok(self.request("TrentService.Encrypt", &body, signer, session, now))
     }
 
     fn unwrap_request(
@@ -179,7 +161,7 @@ impl RemoteKms for AwsKms {
         } else {
             object(&[blob])
         };
-        Ok(self.request("TrentService.Decrypt", body, signer, session, now))
+        Ok(self.request("TrentService.Decrypt", &body, signer, session, now))
     }
 
     fn read_wrap(&self, answer: &HttpAnswer<'_>) -> Result<Vec<u8>, KmsError> {

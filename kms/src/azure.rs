@@ -14,14 +14,12 @@ mod entra;
 
 use std::{sync::Arc, time::SystemTime};
 
-use http::{HeaderMap, HeaderValue, header};
 use prost::Message as _;
 use tsp_wire::Dek;
 
 use crate::{
     CredentialId, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsKind, KmsOperation,
     RemoteKms, Session, Token, TokenStep,
-    http::{sensitive, value},
     json::{Member, object},
     text::Clean,
 };
@@ -129,29 +127,28 @@ impl AzureKms {
         let Some(authorization) = token.and_then(Token::header) else {
             return Err(KmsError::missing_token(KIND, operation));
         };
-        let mut headers = HeaderMap::with_capacity(4);
-        headers.insert(header::ACCEPT, HeaderValue::from_static(JSON));
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
-        headers.insert(header::HOST, value(self.host.as_str()));
-        headers.insert(header::AUTHORIZATION, sensitive(value(authorization)));
+        let headers = [
+            ("accept", JSON),
+            ("content-type", JSON),
+            ("host", self.host.as_str()),
+            ("authorization", authorization),
+        ];
         let verb = match operation {
             KmsOperation::Wrap => "wrapkey",
             KmsOperation::Unwrap | KmsOperation::Token => "unwrapkey",
         };
         // None of the names needs escaping.
         let algorithm = format!("\"{}\"", self.algorithm.as_str());
-        Ok(HttpRequest {
-            path: format!(
-                "/keys/{}/{version}/{verb}?api-version={}",
-                self.key_name,
-                Self::API_VERSION
-            ),
-            headers,
-            body: object(&[
-                ("alg", Member::Json(&algorithm)),
-                ("value", Member::Base64Url(input)),
-            ]),
-        })
+        let path = format!(
+            "/keys/{}/{version}/{verb}?api-version={}",
+            self.key_name,
+            Self::API_VERSION
+        );
+        let body = object(&[
+            ("alg", Member::Json(&algorithm)),
+            ("value", Member::Base64Url(input)),
+        ]);
+        Ok(HttpRequest::post(&path, headers.into_iter(), &body))
     }
 }
 

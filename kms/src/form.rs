@@ -3,8 +3,21 @@
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use zeroize::Zeroizing;
 
+use crate::{Endpoint, HttpRequest};
+
+/// A request that posts `fields` and wants JSON back.
+pub(crate) fn post(endpoint: &Endpoint, path: &str, fields: &[(&str, &str)]) -> HttpRequest {
+    let host = endpoint.host_header();
+    let headers = [
+        ("accept", "application/json"),
+        ("content-type", CONTENT_TYPE),
+        ("host", &host),
+    ];
+    HttpRequest::post(path, headers.into_iter(), &form(fields))
+}
+
 /// Their media type.
-pub(crate) const CONTENT_TYPE: &str = "application/x-www-form-urlencoded";
+const CONTENT_TYPE: &str = "application/x-www-form-urlencoded";
 
 /// All but the unreserved characters (RFC 3986, section 2.3). A blank becomes `%20`, which every reader of forms takes,
 /// as readers of URLs do.

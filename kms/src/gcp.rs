@@ -11,14 +11,12 @@ mod token;
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
-use http::{HeaderMap, HeaderValue, header};
 use tsp_wire::Dek;
 use zeroize::Zeroizing;
 
 use crate::{
     CredentialId, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsKind, KmsOperation,
     RemoteKms, Session, Token, TokenStep,
-    http::{sensitive, value},
     json::{Member, object},
     text::Clean,
 };
@@ -39,17 +37,14 @@ pub struct GcpKms {
 }
 
 impl GcpKms {
-    fn request(&self, path: &str, token: &str, body: Zeroizing<Vec<u8>>) -> HttpRequest {
-        let mut headers = HeaderMap::with_capacity(4);
-        headers.insert(header::ACCEPT, HeaderValue::from_static(JSON));
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
-        headers.insert(header::HOST, value(self.host.as_str()));
-        headers.insert(header::AUTHORIZATION, sensitive(value(token)));
-        HttpRequest {
-            path: path.to_owned(),
-            headers,
-            body,
-        }
+    fn request(&self, path: &str, token: &str, body: &[u8]) -> HttpRequest {
+        let headers = [
+            ("accept", JSON),
+            ("content-type", JSON),
+            ("host", self.host.as_str()),
+            ("authorization", token),
+        ];
+        HttpRequest::post(path, headers.into_iter(), body)
     }
 }
 
@@ -75,7 +70,7 @@ impl RemoteKms for GcpKms {
             ("plaintext", Member::Base64(dek.expose())),
             ("plaintextCrc32c", Member::Json(&sum)),
         ]);
-        Ok(self.request(&self.wrap_path, token, body))
+        Ok(self.request(&self.wrap_path, token, &body))
     }
 
     fn read_wrap(&self, answer: &HttpAnswer<'_>) -> Result<Vec<u8>, KmsError> {
@@ -103,7 +98,7 @@ impl RemoteKms for GcpKms {
             ("ciphertext", Member::Base64(blob)),
             ("ciphertextCrc32c", Member::Json(&sum)),
         ]);
-        Ok(self.request(&self.unwrap_path, token, body))
+        Ok(self.request(&self.unwrap_path, token, &body))
     }
 
     fn read_unwrap(&self, answer: &HttpAnswer<'_>) -> Result<Dek, KmsError> {

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderMap, HeaderValue, Uri, uri::Scheme};
+use http::{Uri, uri::Scheme};
 use tsp_wire::snapshot::KmsConfigDoc;
 use zeroize::Zeroizing;
 
@@ -205,27 +205,118 @@ impl fmt::Debug for Roots {
     }
 }
 
-/// A request, always a POST, complete but for `content-length`, which the transport adds.
+/// A request, always a POST, as it goes out: head and body in one piece, to be lent to the transport rather than copied.
 ///
-/// The body of a wrap holds the DEK in base64: it is wiped when dropped, was allocated once at its full size, and should
-/// be lent to the transport rather than copied. Headers that carry credentials are marked sensitive.
+/// The body of a wrap holds the DEK in base64, the head may hold a credential: all of it is wiped when dropped, and was
+/// allocated once at its full size.
 pub struct HttpRequest {
-    /// Path and query, beginning with `/`.
-    pub path: String,
-    /// All headers, `host` among them.
-    pub headers: HeaderMap,
+    bytes: Zeroizing<Vec<u8>>,
+    /// Where the body begins.
+    body_at: usize,
+}
+
+/// Room for the digits of a body's size.
+const LENGTH_DIGITS_MAX: usize = 20;
+
+impl HttpRequest {
+    /// A request for `path`, with `headers`, `host` among them, and `content-length`.
+    ///
+    /// Configurations and tokens are checked for what a head may hold before they come here. Whatever else comes would
+    /// make one request into two.
+    ///
+    /// # Panics
+    /// Rather than send such a head.
+    pub(crate) fn post<'h>(
+        path: &str,
+        headers: impl Iterator<Item = (&'h str, &'h str)> + Clone,
+        body: &[u8],
+    ) -> Self {
+        const METHOD: &str = "POST ";
+        const VERSION: &str = " HTTP/1.1\r\n";
+        const LENGTH: &str = "content-length: ";
+        let lines: usize = headers
+            .clone()
+            .map(|(name, value)| name.len() + value.len() + 4)
+            .sum();
+        let size = METHOD.len() + path.len() + VERSION.len() + lines + LENGTH.len();
+        let size = size + LENGTH_DIGITS_MAX + 4 + body.len();
+        let mut bytes = Zeroizing::new(Vec::with_capacity(size));
+        let mut put = |text: &str| bytes.extend_from_slice(text.as_bytes());
+        put(METHOD);
+        assert!(
+            path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic()),
+            "a path without blanks and line ends"
+        );
+        put(path);
+        put(VERSION);
+        for (name, value) in headers {
+            assert!(is_field_value(value), "a {name} of visible ASCII");
+            put(name);
+            put(": ");
+            put(value);
+            put("\r\n");
+        }
+        put(LENGTH);
+        put(&body.len().to_string());
+        put("\r\n\r\n");
+        let body_at = bytes.len();
+        bytes.extend_from_slice(body);
+        assert!(bytes.len() <= size, "the buffer did not grow");
+        Self { bytes, body_at }
+    }
+
+    /// All of it, as it goes over the wire.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The body.
-    pub body: Zeroizing<Vec<u8>>,
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        self.bytes.get(self.body_at..).unwrap_or_default()
+    }
+
+    /// Path and query, beginning with `/`.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        let mut words = self.head().split(' ');
+        words.nth(1).unwrap_or_default()
+    }
+
+    /// The headers in the order in which they are sent, `content-length` last; names are in lower case.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        let lines = self.head().split("\r\n").skip(1);
+        lines.filter_map(|line| line.split_once(": "))
+    }
+
+    /// The value of the header that is called `name`, in any case.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers()
+            .find_map(|(own, value)| own.eq_ignore_ascii_case(name).then_some(value))
+    }
+
+    fn head(&self) -> &str {
+        let head = self.bytes.get(..self.body_at).unwrap_or_default();
+        // It was written from text.
+        std::str::from_utf8(head).unwrap_or_default()
+    }
 }
 
 impl fmt::Debug for HttpRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpRequest")
-            .field("path", &self.path)
-            .field("headers", &self.headers)
-            .field("body_bytes", &self.body.len())
-            .finish()
+            .field("path", &self.path())
+            .field("body_bytes", &self.body().len())
+            .finish_non_exhaustive()
     }
+}
+
+/// Visible ASCII and blanks.
+fn is_field_value(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte))
 }
 
 /// What came back.
@@ -237,16 +328,30 @@ impl fmt::Debug for HttpRequest {
 pub struct HttpAnswer<'a> {
     /// The HTTP status.
     pub status: u16,
-    /// All headers.
-    pub headers: &'a HeaderMap,
+    /// The header section as it came: lines of `name: value`, each with its line end. Few answers have it looked at.
+    pub headers: &'a [u8],
     /// The whole body.
     pub body: &'a [u8],
 }
 
-impl HttpAnswer<'_> {
+impl<'a> HttpAnswer<'a> {
     /// A header's text; `None` if it is absent or not visible ASCII.
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
+    pub(crate) fn header(&self, name: &'a str) -> Option<&'a str> {
+        self.header_lines(name).next()?
+    }
+
+    /// The texts of all headers that are called `name`, in any case; `None` for what is not visible ASCII.
+    pub(crate) fn header_lines(&self, name: &'a str) -> impl Iterator<Item = Option<&'a str>> {
+        let lines = self.headers.split(|byte| *byte == b'\n');
+        lines.filter_map(move |line| {
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            let (own, value) = line.split_at_checked(colon)?;
+            if !own.eq_ignore_ascii_case(name.as_bytes()) {
+                return None;
+            }
+            let text = std::str::from_utf8(value.get(1..)?.trim_ascii()).ok();
+            Some(text.filter(|text| is_field_value(text)))
+        })
     }
 
     /// The time at the server, if its `Date` header says so (RFC 9110, section 6.6.1).
@@ -275,26 +380,11 @@ impl HttpAnswer<'_> {
 /// Longest pause that is passed on: a day says "not now" as well as a year does, and cannot overflow anybody's sum.
 pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 
-/// A header's value, from text that was checked when it came in.
-pub(crate) fn value<T: TryInto<HeaderValue>>(text: T) -> HeaderValue {
-    #[expect(
-        clippy::expect_used,
-        reason = "configurations and tokens are checked for the same characters"
-    )]
-    text.try_into().ok().expect("visible ASCII")
-}
-
-/// Marks a value that nobody is to print.
-pub(crate) fn sensitive(mut value: HeaderValue) -> HeaderValue {
-    value.set_sensitive(true);
-    value
-}
-
 impl fmt::Debug for HttpAnswer<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpAnswer")
             .field("status", &self.status)
-            .field("header_count", &self.headers.len())
+            .field("header_bytes", &self.headers.len())
             .field("body_bytes", &self.body.len())
             .finish()
     }
@@ -305,6 +395,51 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn a_request_is_one_piece_of_http() {
+        let headers = [("host", "kms.example"), ("x-a", "b c")];
+        let request = HttpRequest::post("/p?q=1", headers.into_iter(), b"{}");
+        let expected =
+            "POST /p?q=1 HTTP/1.1\r\nhost: kms.example\r\nx-a: b c\r\ncontent-length: 2\r\n\r\n{}";
+        assert_eq!(String::from_utf8_lossy(request.bytes()), expected);
+        assert_eq!((request.path(), request.body()), ("/p?q=1", &b"{}"[..]));
+        assert_eq!(request.header("X-A"), Some("b c"));
+        assert_eq!(request.header("x-b"), None);
+        assert_eq!(request.headers().count(), 3);
+    }
+
+    #[test]
+    fn nothing_makes_two_requests_of_one() {
+        let post = |path: &str, value: &str| {
+            let headers = [("host", value)];
+            std::panic::catch_unwind(|| HttpRequest::post(path, headers.into_iter(), b"")).is_ok()
+        };
+        assert!(post("/", "kms.example"));
+        for bad in ["a\r\nb: c", "a\nb", "a\0", "\u{e4}", "a\u{7f}"] {
+            assert!(!post("/", bad), "{bad:?}");
+            assert!(!post(&format!("/{bad}"), "kms.example"), "{bad:?}");
+        }
+        for bad in ["", "p", "/a b", "/ HTTP/1.1"] {
+            assert!(!post(bad, "kms.example"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_header_is_found_in_any_case_if_it_is_text() {
+        let answer = HttpAnswer {
+            status: 200,
+            headers: b"Date:  today \r\nx-a:\r\nDATE: tomorrow\r\nx-b: \xff\r\nno colon\r\nx-c: a\x01b\r\n\r\n",
+            body: b"",
+        };
+        assert_eq!(answer.header("date"), Some("today"));
+        assert_eq!(answer.header("x-a"), Some(""));
+        let dates: Vec<_> = answer.header_lines("date").flatten().collect();
+        assert_eq!(dates, ["today", "tomorrow"]);
+        for absent in ["x-b", "x-c", "x-d", "no colon"] {
+            assert_eq!(answer.header(absent), None, "{absent}");
+        }
+    }
 
     #[test]
     fn endpoints_that_differ_in_their_proofs_are_not_the_same() {

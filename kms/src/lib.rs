@@ -7,8 +7,8 @@
 //!
 //! One file per KMS, each with one type that is made from a [`KmsConfigDoc`] and cannot be wrong afterwards: what is
 //! mistyped in a configuration becomes a [`ConfigError`] that names the member, before any call. The type implements
-//! [`RemoteKms`]: where to connect, a signed POST for a wrap and for an unwrap (complete but for `content-length`, which
-//! the transport knows), and what the answers mean.
+//! [`RemoteKms`]: where to connect, a signed POST for a wrap and for an unwrap, byte for byte as it goes out, and what the
+//! answers mean.
 //!
 //! All that changes between calls lives in a [`Session`], one per shard and configuration, so that the provider itself
 //! is immutable and cores share nothing: keys derived from credentials, and what is known about the clock.

@@ -11,15 +11,12 @@ mod login;
 
 use std::{fmt, time::SystemTime};
 
-use http::{HeaderMap, HeaderValue, header};
 use prost::Message as _;
 use tsp_wire::Dek;
-use zeroize::Zeroizing;
 
 use crate::{
     CredentialId, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsKind, KmsOperation,
     RemoteKms, Session, Token, TokenCall, TokenStep,
-    http::{sensitive, value},
     json::{Member, object},
     text::Clean,
 };
@@ -115,25 +112,19 @@ impl ThalesKms {
         let Some(authorization) = token.and_then(Token::header) else {
             return Err(KmsError::missing_token(KIND, operation));
         };
-        let mut request = self.request(path, object(members));
-        request
-            .headers
-            .insert(header::AUTHORIZATION, sensitive(value(authorization)));
-        Ok(request)
+        Ok(self.request(path, Some(authorization), &object(members)))
     }
 
     /// Without an `accept` the appliance refuses every call.
-    fn request(&self, path: &'static str, body: Zeroizing<Vec<u8>>) -> HttpRequest {
-        const JSON: HeaderValue = HeaderValue::from_static("application/json");
-        let mut headers = HeaderMap::with_capacity(4);
-        headers.insert(header::ACCEPT, JSON);
-        headers.insert(header::CONTENT_TYPE, JSON);
-        headers.insert(header::HOST, value(self.host.as_str()));
-        HttpRequest {
-            path: path.to_owned(),
-            headers,
-            body,
-        }
+    fn request(&self, path: &'static str, authorization: Option<&str>, body: &[u8]) -> HttpRequest {
+        const JSON: &str = "application/json";
+        let headers = [
+            Some(("accept", JSON)),
+            Some(("content-type", JSON)),
+            Some(("host", self.host.as_str())),
+            authorization.map(|value| ("authorization", value)),
+        ];
+        HttpRequest::post(path, headers.into_iter().flatten(), body)
     }
 }
 
@@ -230,7 +221,7 @@ impl RemoteKms for ThalesKms {
         let body = self.user.step(last, refused, &mut session.login)?;
         Ok(TokenStep::Call(Box::new(TokenCall {
             endpoint: self.endpoint.clone(),
-            request: self.request("/api/v1/auth/tokens", body),
+            request: self.request("/api/v1/auth/tokens", None, &body),
         })))
     }
 

@@ -49,11 +49,6 @@ class Figures:
         return min(there, key=lambda name: median(self.all(scenario, name)), default=None)
 
 
-def saturation(figures):
-    """Operations a second of the proxy through the KMS when it is kept busy."""
-    return median(Figures(figures).all("kms-plain", TSP, "per_second"))
-
-
 def verdict(figure, goal, aim):
     """Whether a median keeps to its goal, and to what is aimed for."""
     if figure > goal:
@@ -177,6 +172,9 @@ def added_latency(figures):
             if added:
                 outcome = ("met" if median(added) <= goal else "**missed**") if contestant == TSP else ""
                 cells.append((f"{contestant} {text} {shown(added, 0, ' µs')}", outcome))
+    if cells:
+        rate, most = figures.all("open", TSP, "rate"), figures.all("saturation", TSP, "per_second")
+        cells.append((f"at {shown(rate, 0)}/s, half of {shown(most, 0)}/s", ""))
     return cells
 
 

@@ -9,15 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::HeaderMap;
 use tsp_kms::{Endpoint, HttpAnswer, HttpRequest};
 use tsp_rt::{NetError, Rt, tls::MaybeTls};
-use zeroize::Zeroizing;
 
 use crate::{
+    buffers::Buffers,
     destinations::{Destinations, Forbidden},
     limits::Limits,
-    upstream::{CallError, Dialer, Parts, client_tls, read_body, secure, speak_http},
+    upstream::{Answer, CallError, Dialer, client_tls, exchange, secure},
 };
 
 /// Longest time for one stage: twice what a shard allows a whole call, so that what is slow is told from what is gone.
@@ -92,8 +91,8 @@ impl From<CallError> for ProbeError {
             CallError::Connect(why) => Self::Net(why),
             CallError::Forbidden(why) => Self::Forbidden(why),
             CallError::Late(_) => Self::Net(NetError::Timeout),
-            CallError::Http(why) if why.is_parse() => Self::NotHttp,
-            CallError::Http(_) => Self::CutOff,
+            CallError::NotHttp => Self::NotHttp,
+            CallError::CutOff => Self::CutOff,
             CallError::AnswerTooLong => Self::TooLong,
             CallError::Roots => Self::Roots,
             // These come of pools and breakers, which a probe has none of.
@@ -124,9 +123,7 @@ pub struct Open<R: Rt> {
 
 /// What came back. The body may hold a key, and is wiped.
 pub struct Probed {
-    status: u16,
-    headers: HeaderMap,
-    body: Zeroizing<Vec<u8>>,
+    answer: Answer,
     /// From the request to the whole answer.
     pub took: Duration,
 }
@@ -135,20 +132,16 @@ impl Probed {
     /// The answer as [`RemoteKms`](tsp_kms::RemoteKms) reads it.
     #[must_use]
     pub fn answer(&self) -> HttpAnswer<'_> {
-        HttpAnswer {
-            status: self.status,
-            headers: &self.headers,
-            body: &self.body,
-        }
+        self.answer.read()
     }
 }
 
 impl fmt::Debug for Probed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Probed")
-            .field("status", &self.status)
+            .field("answer", &self.answer)
             .field("took", &self.took)
-            .finish_non_exhaustive()
+            .finish()
     }
 }
 
@@ -245,20 +238,17 @@ impl<R: Rt> Open<R> {
             })
     }
 
-    async fn exchange_untimed(self, request: HttpRequest) -> Result<Probed, CallError> {
-        let request = Parts::new(request)?;
-        let mut sender = speak_http(&self.rt, self.stream).await?;
-        let began = self.rt.now();
-        let response = sender
-            .send_request(request.to_hyper())
-            .await
-            .map_err(CallError::Http)?;
-        let (head, body) = response.into_parts();
-        let body = read_body(body, self.answer_bytes_max).await?;
+    async fn exchange_untimed(mut self, request: HttpRequest) -> Result<Probed, CallError> {
+        let (began, buffers) = (self.rt.now(), Buffers::default());
+        let exchanged = exchange(
+            &mut self.stream,
+            request.bytes(),
+            &buffers,
+            self.answer_bytes_max,
+        );
+        let (answer, _) = exchanged.await.map_err(|unanswered| unanswered.why)?;
         Ok(Probed {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            body,
+            answer,
             took: self.rt.now().saturating_duration_since(began),
         })
     }

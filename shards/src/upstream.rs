@@ -1,7 +1,8 @@
 //! Calls to the tenants' KMSs: per shard and endpoint a bounded pool of kept connections, deadlines, one retry.
 //!
 //! What must stay true:
-//! - A call runs in a task of its own: a caller that goes away costs no connection.
+//! - A call runs in its caller's task. When the caller goes away it goes on in one of its own, so that this costs no
+//!   connection.
 //! - A kept connection is looked at before it is used (closed, idle for too long, unread bytes), unless it was in use just
 //!   now. One that dies all the same before its first answer byte is replaced by a fresh one at once, which does not count
 //!   as a retry: every call we make is safe to repeat.
@@ -9,6 +10,7 @@
 
 mod dial;
 mod error;
+mod exchange;
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,19 +18,13 @@ use std::{
     fmt,
     future::Future,
     net::SocketAddr,
+    pin::Pin,
     rc::Rc,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
 };
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::{
-    HeaderMap, Method, Request,
-    body::{Body as _, Incoming},
-    client::conn::http1::SendRequest,
-};
-use tokio::sync::oneshot;
 use tsp_kms::{
     Endpoint, HttpAnswer, HttpRequest, Kms, KmsError, KmsErrorKind, KmsOperation, RemoteKms, Retry,
     Session, Token, TokenCall,
@@ -37,15 +33,16 @@ use tsp_rt::{
     Rt, Staleness, Stream as _,
     tls::{ClientTls, MaybeTls},
 };
-use zeroize::Zeroizing;
 
 pub(crate) use self::{
-    dial::{Dialer, client_tls, secure, speak_http},
+    dial::{Dialer, client_tls, secure},
     error::CallError,
+    exchange::{Answer, Unanswered, exchange},
 };
 use crate::{
     admission::TenantNumber,
     breaker::{Breaker, RetryBudget},
+    buffers::Buffers,
     destinations::{Destinations, Forbidden},
     limits::{Limits, WARNING_INTERVAL},
     metrics::{RefusedBy, ShardMetrics},
@@ -77,15 +74,14 @@ const WAITING_FOR_ANSWER: &str = "waiting for the KMS";
 /// has just answered, unless the answer says so. On a busy shard that is nearly all of them.
 const LOOKED_AT_AFTER: Duration = Duration::from_millis(100);
 
-/// Longest wait for a connection to become ready again after its answer has been read.
-const READY_WAIT_MAX: Duration = Duration::from_millis(100);
-
 /// All pools of one shard.
 pub(crate) struct Upstream<R: Rt> {
     rt: R,
     dialer: Dialer<R>,
     limits: Rc<Limits>,
     metrics: Arc<ShardMetrics>,
+    /// For answers alone, so that all of them have the size of one.
+    buffers: Buffers,
     pools: RefCell<HashMap<Endpoint, Rc<Pool<R>>>>,
 }
 
@@ -120,6 +116,7 @@ impl<R: Rt> Upstream<R> {
             rt,
             limits,
             metrics,
+            buffers: Buffers::default(),
             pools: RefCell::default(),
         }
     }
@@ -224,15 +221,11 @@ impl<R: Rt> Upstream<R> {
             .call(tenant, operation.remote.endpoint(), request, deadline, gate)
             .await;
         let now = self.rt.now();
-        let status = called.as_ref().ok().map(|answer| answer.status);
+        let status = called.as_ref().ok().map(Answer::status);
         self.metrics.kms_request(which, kind, status, now - began);
         match called {
             Ok(answer) => {
-                let result = (operation.answer)(&HttpAnswer {
-                    status: answer.status,
-                    headers: &answer.headers,
-                    body: &answer.body,
-                });
+                let result = (operation.answer)(&answer.read());
                 match &result {
                     Err(why) if why.kind() == KmsErrorKind::Unreachable => {
                         state.breaker.failed(now)
@@ -272,16 +265,11 @@ impl<R: Rt> Upstream<R> {
                 None,
             )
             .await;
-        let status = called.as_ref().ok().map(|answer| answer.status);
+        let status = called.as_ref().ok().map(Answer::status);
         self.metrics
             .kms_request(which, kind, status, self.rt.now() - began);
         let answer = called.map_err(|why| why.to_kms_error(kind, which))?;
-        let answer = HttpAnswer {
-            status: answer.status,
-            headers: &answer.headers,
-            body: &answer.body,
-        };
-        remote.read_token(&answer, self.rt.wall_now())
+        remote.read_token(&answer.read(), self.rt.wall_now())
     }
 
     fn random_pause(&self, max: Duration) -> Duration {
@@ -306,13 +294,8 @@ impl<R: Rt> Upstream<R> {
             metrics.refused(limit);
             CallError::TooManyWaiters
         })?;
-        let (reply, answer) = oneshot::channel();
-        self.rt.spawn(async move {
-            // The caller may have gone; the connection is back in its pool then.
-            drop(reply.send(pool.exchange(turn, request, deadline, gate).await));
-        });
-        // The sender is dropped without an answer only if the task panicked.
-        answer.await.unwrap_or(Err(CallError::Broken))
+        let exchange = async move { pool.exchange(turn, request, deadline, gate).await };
+        SeenThrough::new(self.rt.clone(), exchange).await
     }
 
     fn pool(&self, endpoint: &Endpoint) -> Result<Rc<Pool<R>>, CallError> {
@@ -340,6 +323,7 @@ impl<R: Rt> Upstream<R> {
             warned: Cell::new(None),
             dialer: self.dialer.clone(),
             limits: Rc::clone(&self.limits),
+            buffers: self.buffers.clone(),
         });
         pools.insert(endpoint.clone(), Rc::clone(&pool));
         Ok(pool)
@@ -358,11 +342,48 @@ impl<R: Rt> Upstream<R> {
     }
 }
 
-/// What a KMS answered. The body may hold a key and is wiped.
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Zeroizing<Vec<u8>>,
+/// Work that comes to its end even if nobody waits for it any more: it then goes on in a task of its own.
+struct SeenThrough<R: Rt, F: Future + 'static> {
+    rt: R,
+    /// Until it has ended.
+    work: Option<Pin<Box<F>>>,
+}
+
+impl<R: Rt, F: Future + 'static> SeenThrough<R, F> {
+    fn new(rt: R, work: F) -> Self {
+        let work = Some(Box::pin(work));
+        Self { rt, work }
+    }
+}
+
+impl<R: Rt, F: Future + 'static> Future for SeenThrough<R, F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let Some(work) = &mut self.work else {
+            // It has given its value, and may not be asked again.
+            return Poll::Pending;
+        };
+        let polled = work.as_mut().poll(cx);
+        if polled.is_ready() {
+            self.work = None;
+        }
+        polled
+    }
+}
+
+// The work is pinned where it lies, and nothing else is.
+impl<R: Rt, F: Future + 'static> Unpin for SeenThrough<R, F> {}
+
+impl<R: Rt, F: Future + 'static> Drop for SeenThrough<R, F> {
+    fn drop(&mut self) {
+        // A panic of the work itself comes by here, too; such work must not be polled again.
+        if let Some(work) = self.work.take()
+            && !std::thread::panicking()
+        {
+            self.rt.spawn(async move { drop(work.await) });
+        }
+    }
 }
 
 /// Connections to one endpoint, for one shard.
@@ -372,9 +393,10 @@ struct Pool<R: Rt> {
     endpoint: Endpoint,
     tls: Option<ClientTls>,
     limits: Rc<Limits>,
+    buffers: Buffers,
     metrics: Arc<ShardMetrics>,
     /// Last in, first out: the rest grow old and are closed.
-    idle: RefCell<Vec<Kept>>,
+    idle: RefCell<Vec<Kept<R>>>,
     places: Places,
     /// Opens when no connection can be made.
     breaker: Breaker,
@@ -387,14 +409,14 @@ struct Pool<R: Rt> {
 }
 
 /// A connection between two calls.
-struct Kept {
-    line: Line,
+struct Kept<R: Rt> {
+    line: Line<R>,
     since: Instant,
 }
 
-/// A connection: hyper's handle to send on it, and a look at its socket.
-struct Line {
-    sender: SendRequest<Full<Bytes>>,
+/// A connection, and a look at its socket.
+struct Line<R: Rt> {
+    stream: MaybeTls<R::Stream>,
     staleness: Staleness,
 }
 
@@ -413,7 +435,6 @@ impl<R: Rt> Pool<R> {
         if gate.is_some_and(|gate| gate.breaker.is_open()) {
             return Err(CallError::Down);
         }
-        let request = Parts::new(request)?;
         let attempt_ends = |now: Instant| deadline.min(now + self.limits.kms_attempt_timeout);
         let now = self.rt.now();
         if let Some(line) = self.kept(now) {
@@ -426,7 +447,7 @@ impl<R: Rt> Pool<R> {
                 .await?
             {
                 Err(Unanswered {
-                    why: CallError::Http(_),
+                    why: CallError::CutOff,
                     before_first_byte: true,
                 }) => self.metrics.kms_resent(),
                 result => return result.map_err(|unanswered| unanswered.why),
@@ -456,22 +477,21 @@ impl<R: Rt> Pool<R> {
     }
 
     /// The most recently used connection that is still good.
-    fn kept(&self, now: Instant) -> Option<Line> {
+    fn kept(&self, now: Instant) -> Option<Line<R>> {
         loop {
             let kept = self.idle.borrow_mut().pop()?;
             let idle = now.saturating_duration_since(kept.since);
             if idle >= self.limits.kms_idle_timeout {
                 continue;
             }
-            let stale = || idle > LOOKED_AT_AFTER && kept.line.staleness.is_stale();
-            if kept.line.sender.is_ready() && !stale() {
+            if idle <= LOOKED_AT_AFTER || !kept.line.staleness.is_stale() {
                 return Some(kept.line);
             }
             self.metrics.kms_stale_connection();
         }
     }
 
-    async fn connect(&self, deadline: Instant) -> Result<Line, CallError> {
+    async fn connect(&self, deadline: Instant) -> Result<Line<R>, CallError> {
         let now = self.rt.now();
         if !self.breaker.allows(now) {
             return Err(CallError::Down);
@@ -493,8 +513,7 @@ impl<R: Rt> Pool<R> {
         let stream = connected??;
         let staleness = stream.staleness();
         self.metrics.kms_connected(stream.is_resumed());
-        let sender = speak_http(&self.rt, stream).await?;
-        Ok(Line { sender, staleness })
+        Ok(Line { stream, staleness })
     }
 
     /// Tells the operator, who may want to allow it or to know who tried it. The caller is not told the address.
@@ -528,86 +547,14 @@ impl<R: Rt> Pool<R> {
         Ok(addresses)
     }
 
-    async fn send(&self, mut line: Line, request: &Parts) -> Result<Answer, Unanswered> {
-        let sent = line.sender.send_request(request.to_hyper()).await;
-        let response = sent.map_err(|why| Unanswered {
-            why: CallError::Http(why),
-            before_first_byte: true,
-        })?;
-        let after = |why| Unanswered {
-            why,
-            before_first_byte: false,
-        };
-        let (head, body) = response.into_parts();
-        let body = read_body(body, self.limits.kms_answer_bytes_max)
-            .await
-            .map_err(after)?;
-        // The connection becomes ready when its own task has run; one that does not is not kept.
-        let ready = async { line.sender.ready().await.is_ok() };
-        let since = self.rt.now();
-        let ready = self.by(since + READY_WAIT_MAX, "", ready).await;
-        if matches!(ready, Ok(true)) {
+    async fn send(&self, mut line: Line<R>, request: &HttpRequest) -> Result<Answer, Unanswered> {
+        let bytes_max = self.limits.kms_answer_bytes_max;
+        let exchanged = exchange(&mut line.stream, request.bytes(), &self.buffers, bytes_max).await;
+        let (answer, reusable) = exchanged?;
+        if reusable {
+            let since = self.rt.now();
             self.idle.borrow_mut().push(Kept { line, since });
         }
-        Ok(Answer {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            body,
-        })
+        Ok(answer)
     }
-}
-
-/// An exchange that gave no whole answer.
-struct Unanswered {
-    why: CallError,
-    before_first_byte: bool,
-}
-
-/// A request that can be sent twice. Its body may hold a key: it is wiped when the last copy goes.
-pub(crate) struct Parts {
-    path: hyper::Uri,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-impl Parts {
-    pub(crate) fn new(request: HttpRequest) -> Result<Self, CallError> {
-        let path = request.path.parse().map_err(|_| CallError::Broken)?;
-        Ok(Self {
-            path,
-            headers: request.headers,
-            body: Bytes::from_owner(request.body),
-        })
-    }
-
-    pub(crate) fn to_hyper(&self) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.path.clone();
-        *request.headers_mut() = self.headers.clone();
-        request
-    }
-}
-
-pub(crate) async fn read_body(
-    mut body: Incoming,
-    bytes_max: usize,
-) -> Result<Zeroizing<Vec<u8>>, CallError> {
-    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    if announced > bytes_max {
-        return Err(CallError::AnswerTooLong);
-    }
-    // With its full size from the start the buffer never moves, and so leaves no copy behind.
-    let chunked = body.size_hint().exact().is_none();
-    let capacity = if chunked { bytes_max } else { announced };
-    let mut whole = Zeroizing::new(Vec::with_capacity(capacity));
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame.map_err(CallError::Http)?.into_data() {
-            if whole.len() + data.len() > bytes_max {
-                return Err(CallError::AnswerTooLong);
-            }
-            whole.extend_from_slice(&data);
-        }
-    }
-    Ok(whole)
 }

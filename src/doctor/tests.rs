@@ -3,7 +3,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use hyper::HeaderMap;
 use serde_json::json;
 use tsp_kms::{Blame, HttpAnswer, Kms, KmsError, KmsKind, KmsOperation, Retry};
 use tsp_rt::{CertificateFault, NetError, tls::SpkiPin};
@@ -86,10 +85,10 @@ fn refusal(
     let Kms::Remote(kms) = Kms::from_doc(config).unwrap() else {
         panic!("not remote");
     };
-    let (headers, body) = (HeaderMap::new(), body.to_string());
+    let (headers, body) = (String::new(), body.to_string());
     let answer = HttpAnswer {
         status,
-        headers: &headers,
+        headers: headers.as_bytes(),
         body: body.as_bytes(),
     };
     match operation {

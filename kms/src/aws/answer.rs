@@ -260,11 +260,7 @@ impl<'a> Said<'a> {
         }
         .unwrap_or_default();
         if said.code.is_none() {
-            said.code = answer
-                .headers
-                .get("x-amzn-errortype")
-                .and_then(|value| value.to_str().ok())
-                .map(Cow::Borrowed);
+            said.code = answer.header("x-amzn-errortype").map(Cow::Borrowed);
         }
         said
     }

@@ -9,7 +9,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderMap, HeaderValue, header};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tsp_wire::Secret;
 use zeroize::Zeroizing;
@@ -25,7 +24,6 @@ use crate::{
     CredentialId, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsOperation, Session, Token,
     TokenCall,
     config::visible,
-    http::{sensitive, value},
     text::Clean,
     token::{Proof, Renewal},
 };
@@ -97,36 +95,22 @@ impl Role {
 
     pub(super) fn call(&self, session: &mut Session, now: SystemTime) -> TokenCall {
         let stamp = Stamp::new(session.clock.correct(now));
-        let token = self.signer.session_token();
         let signed = [
-            Some((header::CONTENT_TYPE.as_str(), Self::CONTENT_TYPE)),
-            Some((header::HOST.as_str(), self.host.as_str())),
+            Some(("content-type", Self::CONTENT_TYPE)),
+            Some(("host", self.host.as_str())),
             Some(("x-amz-date", stamp.time())),
-            token.map(|token| ("x-amz-security-token", token)),
+            self.signer
+                .session_token()
+                .map(|token| ("x-amz-security-token", token)),
         ];
         // Once an hour; the place in the session is for the key that signs each request to KMS.
         let authorization = self.signer.sign(&signed, &self.form, &stamp, &mut None);
-
-        let mut headers = HeaderMap::with_capacity(6);
         // STS answers in JSON of another shape whoever says that JSON will do.
-        headers.insert(header::ACCEPT, HeaderValue::from_static("text/xml"));
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static(Self::CONTENT_TYPE),
-        );
-        headers.insert(header::HOST, value(self.host.as_str()));
-        headers.insert("x-amz-date", value(stamp.time()));
-        headers.insert(header::AUTHORIZATION, sensitive(value(authorization)));
-        if let Some(token) = token {
-            headers.insert("x-amz-security-token", sensitive(value(token)));
-        }
+        let unsigned = [("accept", "text/xml"), ("authorization", &authorization)];
+        let headers = signed.into_iter().flatten().chain(unsigned);
         TokenCall {
             endpoint: self.endpoint.clone(),
-            request: HttpRequest {
-                path: "/".to_owned(),
-                headers,
-                body: self.form.clone(),
-            },
+            request: HttpRequest::post("/", headers, &self.form),
         }
     }
 

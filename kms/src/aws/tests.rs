@@ -1,7 +1,6 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use http::HeaderMap;
 use proptest::prelude::*;
 use serde_json::Value;
 use tsp_wire::{
@@ -77,7 +76,7 @@ fn dek() -> Dek {
 }
 
 fn header<'a>(request: &'a HttpRequest, name: &str) -> &'a str {
-    request.headers[name].to_str().unwrap()
+    request.header(name).unwrap()
 }
 
 fn json(body: &[u8]) -> Value {
@@ -128,7 +127,7 @@ fn whole_requests_are_those_that_botocore_signs() {
             .wrap_request(&dek(), None, &mut Session::default(), now())
             .unwrap();
         assert_eq!(
-            String::from_utf8_lossy(&request.body),
+            String::from_utf8_lossy(request.body()),
             expected_body,
             "{name}"
         );
@@ -190,7 +189,7 @@ fn endpoints_headers_and_bodies_are_those_of_a_stock_sdk() {
 
         assert_eq!(format!("https://{}/", aws.endpoint().host), url, "{name}");
         assert_eq!((aws.endpoint().port, aws.endpoint().tls), (443, true));
-        assert_eq!(json(&request.body), body, "{name}");
+        assert_eq!(json(request.body()), body, "{name}");
         // Ours besides the SDK's: `host`, which the SDK's transport adds, and `accept`. Not ours: the SDK's account of
         // itself, and `content-length`, which our transport adds.
         let mut theirs: Vec<_> = sent
@@ -203,9 +202,9 @@ fn endpoints_headers_and_bodies_are_those_of_a_stock_sdk() {
             .collect();
         theirs.sort();
         let mut ours: Vec<_> = request
-            .headers
-            .keys()
-            .map(|name| name.as_str().to_owned())
+            .headers()
+            .map(|(name, _)| name.to_owned())
+            .filter(|name| name != "content-length")
             .collect();
         ours.sort();
         assert_eq!(ours, theirs, "{name}");
@@ -218,7 +217,7 @@ fn endpoints_headers_and_bodies_are_those_of_a_stock_sdk() {
 }
 
 #[test]
-fn a_request_is_a_post_to_the_root_with_its_secrets_marked() {
+fn a_request_is_a_post_to_the_root_that_does_not_show_its_secrets() {
     let doc = with_token(
         doc("eu-west-1", KEY_ARN),
         "ASIAIOSFODNN7EXAMPLE",
@@ -231,19 +230,11 @@ fn a_request_is_a_post_to_the_root_with_its_secrets_marked() {
         .unwrap_request(&[7; 6144], None, &mut session, now())
         .unwrap();
     for request in [wrap, unwrap] {
-        assert_eq!(request.path, "/");
-        assert_eq!(
-            request.body.capacity(),
-            request.body.len(),
-            "allocated once, at its size"
-        );
-        let sensitive: Vec<_> = request
-            .headers
-            .iter()
-            .filter(|(_, value)| value.is_sensitive())
-            .map(|(name, _)| name.as_str())
-            .collect();
-        assert_eq!(sensitive, ["authorization", "x-amz-security-token"]);
+        assert_eq!(request.path(), "/");
+        let shown = format!("{request:?}");
+        for name in ["authorization", "x-amz-security-token"] {
+            assert!(!shown.contains(header(&request, name)), "{shown}");
+        }
     }
 }
 
@@ -260,15 +251,15 @@ fn an_unwrap_names_a_key_but_not_an_alias() {
         let aws = aws(&doc("us-east-1", key_id));
         let mut session = Session::default();
         let wrap = json(
-            &aws.wrap_request(&dek(), None, &mut session, now())
+            aws.wrap_request(&dek(), None, &mut session, now())
                 .unwrap()
-                .body,
+                .body(),
         );
         assert_eq!(wrap["KeyId"], key_id);
         let unwrap = json(
-            &aws.unwrap_request(b"blob", None, &mut session, now())
+            aws.unwrap_request(b"blob", None, &mut session, now())
                 .unwrap()
-                .body,
+                .body(),
         );
         assert_eq!(unwrap.get("KeyId"), named.then(|| key_id.into()).as_ref());
     }
@@ -278,9 +269,9 @@ fn an_unwrap_names_a_key_but_not_an_alias() {
 fn a_key_id_cannot_break_out_of_the_json() {
     let aws = aws(&doc("us-east-1", "alias/a\",\"GrantTokens\":[\"x\\"));
     let body = json(
-        &aws.wrap_request(&dek(), None, &mut Session::default(), now())
+        aws.wrap_request(&dek(), None, &mut Session::default(), now())
             .unwrap()
-            .body,
+            .body(),
     );
     assert_eq!(body.as_object().unwrap().len(), 2);
     assert_eq!(body["KeyId"], "alias/a\",\"GrantTokens\":[\"x\\");
@@ -551,10 +542,10 @@ fn wrong_credentials_are_refused_and_not_repeated() {
 }
 
 fn answer<T>(read: impl FnOnce(&HttpAnswer<'_>) -> T, status: u16, body: impl AsRef<[u8]>) -> T {
-    let headers = HeaderMap::new();
+    let headers = String::new();
     read(&HttpAnswer {
         status,
-        headers: &headers,
+        headers: headers.as_bytes(),
         body: body.as_ref(),
     })
 }
@@ -703,13 +694,12 @@ fn checked(
     } else {
         return Ok(());
     };
-    let mut headers = HeaderMap::new();
-    headers.insert("date", httpdate::fmt_http_date(theirs).parse().unwrap());
+    let headers = format!("date: {}\r\n", httpdate::fmt_http_date(theirs));
     let body = format!(r#"{{"__type":"InvalidSignatureException","message":"{why}"}}"#);
     Err(aws
         .read_wrap(&HttpAnswer {
             status: 400,
-            headers: &headers,
+            headers: headers.as_bytes(),
             body: body.as_bytes(),
         })
         .unwrap_err())
@@ -797,11 +787,10 @@ proptest! {
         ],
     ) {
         let aws = aws(&doc("us-east-1", KEY_ARN));
-        let mut headers = HeaderMap::new();
+        let mut headers = Vec::new();
         for name in names {
-            if let Ok(value) = HeaderValue::from_bytes(&value) {
-                headers.insert(name, value);
-            }
+            headers.extend_from_slice(name.as_bytes());
+            headers.extend_from_slice(&[b": ", &*value, b"\r\n"].concat());
         }
         let answer = HttpAnswer { status, headers: &headers, body: &body };
         for error in [aws.read_wrap(&answer).err(), aws.read_unwrap(&answer).err()].into_iter().flatten() {

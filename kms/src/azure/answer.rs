@@ -8,7 +8,6 @@ use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD_PAD_INDIFFERENT as BASE64, URL_SAFE_NO_PAD as BASE64URL},
 };
-use http::header::WWW_AUTHENTICATE;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tsp_wire::Dek;
@@ -276,10 +275,8 @@ const CLAIMS_BYTES_MAX: usize = 4096;
 impl<'a> Challenge<'a> {
     fn read(answer: &HttpAnswer<'a>) -> Option<Self> {
         let mut challenges = answer
-            .headers
-            .get_all(WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
+            .header_lines("www-authenticate")
+            .flatten()
             .filter_map(|text| {
                 let (scheme, rest) = text.trim_start().split_once(' ')?;
                 scheme.eq_ignore_ascii_case("bearer").then_some(rest)

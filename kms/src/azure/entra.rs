@@ -11,7 +11,6 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
-use http::{HeaderMap, HeaderValue, header};
 use jsonwebtoken::{Algorithm, Header};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
@@ -19,14 +18,13 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use tsp_wire::Secret;
 
-use super::{JSON, KIND, api_name};
+use super::{KIND, api_name};
 use crate::{
-    CredentialId, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsOperation, Signed,
-    Token, TokenCall, TokenStep,
+    CredentialId, Endpoint, HttpAnswer, KmsError, KmsErrorKind, KmsOperation, Signed, Token,
+    TokenCall, TokenStep,
     class::{Class, Refusal},
     config::visible,
     form,
-    http::value,
     json::{lent, text},
     rsa::{RsaKey, pem_section},
     session::Clock,
@@ -238,20 +236,9 @@ impl Entra {
         fields.push(("grant_type", "client_credentials"));
         fields.push(("scope", &self.scope));
         fields.extend(claims.map(|claims| ("claims", claims)));
-        let mut headers = HeaderMap::with_capacity(3);
-        headers.insert(header::ACCEPT, HeaderValue::from_static(JSON));
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static(form::CONTENT_TYPE),
-        );
-        headers.insert(header::HOST, value(self.endpoint.host_header()));
         TokenCall {
             endpoint: self.endpoint.clone(),
-            request: HttpRequest {
-                path: self.path.clone(),
-                headers,
-                body: form::form(&fields),
-            },
+            request: form::post(&self.endpoint, &self.path, &fields),
         }
     }
 

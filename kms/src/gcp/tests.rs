@@ -126,7 +126,7 @@ fn unwrap(gcp: &dyn RemoteKms, blob: &[u8]) -> Result<HttpRequest, KmsError> {
 }
 
 fn header<'a>(request: &'a HttpRequest, name: &str) -> &'a str {
-    request.headers[name].to_str().unwrap()
+    request.header(name).unwrap()
 }
 
 pub(super) fn json(text: &str) -> Value {
@@ -134,7 +134,7 @@ pub(super) fn json(text: &str) -> Value {
 }
 
 fn body(request: &HttpRequest) -> Value {
-    serde_json::from_slice(&request.body).unwrap()
+    serde_json::from_slice(request.body()).unwrap()
 }
 
 /// The vectors, with the additional data taken out that this crate does not send.
@@ -158,16 +158,16 @@ fn requests_and_answers_are_those_of_googles_client() {
 
     let file = vectors();
     let gcp = gcp(&doc());
-    let headers = HeaderMap::new();
+    let headers = String::new();
     let read = |operation: &str| file[operation]["response_body"].to_string();
 
     let request = wrap(&*gcp);
-    assert_eq!(request.path, file["encrypt"]["path"].as_str().unwrap());
+    assert_eq!(request.path(), file["encrypt"]["path"].as_str().unwrap());
     assert_eq!(body(&request), file["encrypt"]["request_body"]);
     let blob = gcp
         .read_wrap(&HttpAnswer {
             status: 200,
-            headers: &headers,
+            headers: headers.as_bytes(),
             body: read("encrypt").as_bytes(),
         })
         .unwrap();
@@ -179,12 +179,12 @@ fn requests_and_answers_are_those_of_googles_client() {
     );
 
     let request = unwrap(&*gcp, &blob).unwrap();
-    assert_eq!(request.path, file["decrypt"]["path"].as_str().unwrap());
+    assert_eq!(request.path(), file["decrypt"]["path"].as_str().unwrap());
     assert_eq!(body(&request), file["decrypt"]["request_body"]);
     let unwrapped = gcp
         .read_unwrap(&HttpAnswer {
             status: 200,
-            headers: &headers,
+            headers: headers.as_bytes(),
             body: read("decrypt").as_bytes(),
         })
         .unwrap();
@@ -209,21 +209,23 @@ fn checksums_are_those_of_googles_library() {
 }
 
 #[test]
-fn a_request_is_a_post_of_json_with_its_token_marked() {
+fn a_request_is_a_post_of_json_that_does_not_show_its_token() {
     let gcp = gcp(&doc());
     for request in [wrap(&*gcp), unwrap(&*gcp, &[7; 8192]).unwrap()] {
-        assert_eq!(
-            request.body.capacity(),
-            request.body.len(),
-            "allocated once, at its size"
-        );
-        let mut names: Vec<_> = request.headers.keys().map(|name| name.as_str()).collect();
+        let mut names: Vec<_> = request.headers().map(|(name, _)| name).collect();
         names.sort_unstable();
-        assert_eq!(names, ["accept", "authorization", "content-type", "host"]);
+        let expected = [
+            "accept",
+            "authorization",
+            "content-length",
+            "content-type",
+            "host",
+        ];
+        assert_eq!(names, expected);
         assert_eq!(header(&request, "host"), "cloudkms.googleapis.com");
         assert_eq!(header(&request, "content-type"), "application/json");
         assert_eq!(header(&request, "authorization"), "Bearer ya29.CANARY");
-        assert!(request.headers["authorization"].is_sensitive());
+        assert!(!format!("{request:?}").contains("CANARY"));
     }
     assert_eq!(
         gcp.endpoint(),
@@ -269,7 +271,7 @@ fn each_part_of_the_path_is_escaped() {
     for (project, escaped) in cases {
         let doc = with(doc(), |gcp| project.clone_into(gcp.project_id));
         assert_eq!(
-            wrap(&*gcp(&doc)).path,
+            wrap(&*gcp(&doc)).path(),
             format!(
                 "/v1/projects/{escaped}/locations/europe-west1/keyRings/tsp/cryptoKeys/tenant-1:encrypt"
             )
@@ -293,7 +295,7 @@ fn an_endpoint_of_the_configuration_changes_the_host_alone() {
         let gcp = gcp(&doc);
         assert_eq!(gcp.endpoint().tls, tls);
         assert_eq!(header(&wrap(&*gcp), "host"), host);
-        assert!(wrap(&*gcp).path.starts_with("/v1/projects/"));
+        assert!(wrap(&*gcp).path().starts_with("/v1/projects/"));
     }
     doc.allow_insecure = false;
     assert_eq!(refused_member(&doc), "endpoint");
@@ -442,7 +444,7 @@ fn nothing_prints_a_secret() {
         panic!("it signs")
     };
     let signed = sign().unwrap();
-    assert!(matches!(&signed, Signed::Call(call) if call.request.body.len() > 500));
+    assert!(matches!(&signed, Signed::Call(call) if call.request.body().len() > 500));
     texts.push(format!("{signed:?} {signed:#?}"));
 
     let key: String = PEM
@@ -476,11 +478,10 @@ proptest! {
         ],
     ) {
         let gcp = gcp(&doc());
-        let mut headers = HeaderMap::new();
+        let mut headers = Vec::new();
         for name in names {
-            if let Ok(value) = HeaderValue::from_bytes(&value) {
-                headers.insert(name, value);
-            }
+            headers.extend_from_slice(name.as_bytes());
+            headers.extend_from_slice(&[b": ", &*value, b"\r\n"].concat());
         }
         let answer = HttpAnswer { status, headers: &headers, body: &body };
         let errors = [

@@ -11,20 +11,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderMap, HeaderValue, header};
 use jsonwebtoken::{Algorithm, Header};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tsp_wire::{Secret, snapshot::GcpTokenKind};
 
-use super::{JSON, KIND, api_name, config::GcpKey};
+use super::{KIND, api_name, config::GcpKey};
 use crate::{
-    Blame, CredentialId, Endpoint, HttpAnswer, HttpRequest, KmsError, KmsErrorKind, KmsOperation,
-    Retry, Session, Signed, Token, TokenCall, TokenStep,
+    Blame, CredentialId, Endpoint, HttpAnswer, KmsError, KmsErrorKind, KmsOperation, Retry,
+    Session, Signed, Token, TokenCall, TokenStep,
     class::{Class, Refusal},
     config::visible,
     form,
-    http::value,
     json::{lent, text},
     rsa::RsaKey,
     session::Clock,
@@ -150,23 +148,13 @@ impl Account {
             iat,
             exp: iat + LIFE_S,
         })?;
-        let mut headers = HeaderMap::with_capacity(3);
-        headers.insert(header::ACCEPT, HeaderValue::from_static(JSON));
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static(form::CONTENT_TYPE),
-        );
-        headers.insert(header::HOST, value(self.endpoint.host_header()));
+        let fields = [
+            ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
+            ("assertion", assertion.expose()),
+        ];
         Ok(Signed::Call(Box::new(TokenCall {
             endpoint: self.endpoint.clone(),
-            request: HttpRequest {
-                path: self.path.clone(),
-                headers,
-                body: form::form(&[
-                    ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
-                    ("assertion", assertion.expose()),
-                ]),
-            },
+            request: form::post(&self.endpoint, &self.path, &fields),
         })))
     }
 

@@ -1,12 +1,8 @@
-//! The way to a KMS: from an endpoint to a connection that speaks HTTP. A shard's pools and a [`Probe`](crate::Probe) go
+//! The way to a KMS: from an endpoint to a connection. A shard's pools and a [`Probe`](crate::Probe) go
 //! the same one, so that every connection passes [`Dialer::connect`].
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
 use tsp_kms::{Endpoint, Roots};
 use tsp_rt::{
     NetError, Rt,
@@ -15,9 +11,6 @@ use tsp_rt::{
 
 use super::CallError;
 use crate::destinations::Destinations;
-
-/// Longest head of a KMS's answer, in bytes. Real ones are below 2 KiB.
-const ANSWER_HEAD_BYTES_MAX: usize = 16 << 10;
 
 /// Connects one core to where endpoints lead, if they may lead there.
 #[derive(Clone, Debug)]
@@ -100,21 +93,4 @@ pub(crate) async fn secure<S: tsp_rt::Stream>(
         None => MaybeTls::Plain(stream),
         Some(tls) => tls::connect(stream, tls, endpoint.tls_name()).await?.into(),
     })
-}
-
-/// Speaks HTTP on `stream`, in a task of its own.
-pub(crate) async fn speak_http<R: Rt>(
-    rt: &R,
-    stream: MaybeTls<R::Stream>,
-) -> Result<SendRequest<Full<Bytes>>, CallError> {
-    let handshake = http1::Builder::new()
-        .max_buf_size(ANSWER_HEAD_BYTES_MAX)
-        .handshake(TokioIo::new(stream))
-        .await;
-    let (sender, connection) = handshake.map_err(CallError::Http)?;
-    rt.spawn(async move {
-        // What breaks a connection is told to the call that was on it.
-        drop(connection.await);
-    });
-    Ok(sender)
 }

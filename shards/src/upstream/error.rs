@@ -19,8 +19,10 @@ pub(crate) enum CallError {
     Connect(NetError),
     /// Whoever wrote the endpoint, or rules over its name: it leads to where this proxy may not connect.
     Forbidden(Forbidden),
-    /// The tenant's KMS: the exchange broke off or was not HTTP.
-    Http(hyper::Error),
+    /// The tenant's KMS or the network: the connection broke off before the answer was complete.
+    CutOff,
+    /// The tenant's KMS: what came is not HTTP.
+    NotHttp,
     /// The tenant's KMS: the answer is longer than any real one.
     AnswerTooLong,
     /// The tenant's KMS or the network: it was down just now, and it is not yet time to ask again.
@@ -47,7 +49,8 @@ impl CallError {
             Self::TooManyWaiters
             | Self::Late(_)
             | Self::Connect(_)
-            | Self::Http(_)
+            | Self::CutOff
+            | Self::NotHttp
             | Self::Down
             | Self::Broken
             | Self::Roots => {
@@ -83,9 +86,8 @@ impl CallError {
                 | NetError::Io(_),
             ) => Blame::Network,
             Self::Forbidden(_) => Blame::Address,
-            Self::Http(why) if why.is_parse() => Blame::Endpoint,
-            Self::Http(_) => Blame::Network,
-            Self::AnswerTooLong => Blame::Endpoint,
+            Self::CutOff => Blame::Network,
+            Self::NotHttp | Self::AnswerTooLong => Blame::Endpoint,
         }
     }
 
@@ -98,7 +100,9 @@ impl CallError {
             | Self::Down
             | Self::Roots => Retry::No,
             Self::Connect(why) if !why.is_retryable() => Retry::No,
-            Self::Late(_) | Self::Connect(_) | Self::Http(_) | Self::Broken => Retry::Transient,
+            Self::Late(_) | Self::Connect(_) | Self::CutOff | Self::NotHttp | Self::Broken => {
+                Retry::Transient
+            }
         }
     }
 
@@ -107,7 +111,7 @@ impl CallError {
     pub(super) fn is_the_keys_own(&self) -> bool {
         match self {
             Self::Late(what) => *what == WAITING_FOR_ANSWER,
-            Self::Http(_) | Self::AnswerTooLong => true,
+            Self::CutOff | Self::NotHttp | Self::AnswerTooLong => true,
             Self::TooManyWaiters
             | Self::Connect(_)
             | Self::Forbidden(_)
@@ -125,8 +129,8 @@ impl fmt::Display for CallError {
             Self::Late(what) => write!(f, "no answer in time while {what}"),
             Self::Connect(why) => write!(f, "{why}"),
             Self::Forbidden(why) => write!(f, "{why}"),
-            Self::Http(why) if why.is_parse() => f.write_str("the answer is not HTTP"),
-            Self::Http(_) => f.write_str("the connection broke off before the answer was complete"),
+            Self::NotHttp => f.write_str("the answer is not HTTP"),
+            Self::CutOff => f.write_str("the connection broke off before the answer was complete"),
             Self::AnswerTooLong => f.write_str("the answer is too long"),
             Self::Down => {
                 f.write_str("it did not answer several times in a row, and is asked again soon")

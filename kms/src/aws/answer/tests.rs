@@ -1,4 +1,3 @@
-use http::HeaderMap;
 use serde_json::Value;
 
 use super::*;
@@ -7,16 +6,11 @@ use crate::{KmsErrorKind, Retry};
 /// Headers: names and values.
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
-fn headers(pairs: Pairs<'_>) -> HeaderMap {
-    pairs
+fn headers(pairs: Pairs<'_>) -> String {
+    let lines = pairs
         .iter()
-        .map(|(name, value)| {
-            (
-                name.parse::<http::HeaderName>().unwrap(),
-                value.parse().unwrap(),
-            )
-        })
-        .collect()
+        .map(|(name, value)| format!("{name}: {value}\r\n"));
+    lines.collect()
 }
 
 fn refused(operation: KmsOperation, status: u16, pairs: Pairs<'_>, body: &str) -> KmsError {
@@ -33,7 +27,7 @@ fn refused_by(
     let headers = headers(pairs);
     let answer = HttpAnswer {
         status,
-        headers: &headers,
+        headers: headers.as_bytes(),
         body: body.as_bytes(),
     };
     match operation {
@@ -208,7 +202,7 @@ fn codes_and_messages_are_those_that_botocore_finds() {
         let status = u16::try_from(case["status"].as_u64().unwrap()).unwrap();
         let answer = HttpAnswer {
             status,
-            headers: &headers,
+            headers: headers.as_bytes(),
             body: case["body_utf8"].as_str().unwrap().as_bytes(),
         };
         let said = Said::read(&answer);

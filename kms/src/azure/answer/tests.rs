@@ -1,7 +1,6 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use base64::engine::general_purpose::STANDARD;
-use http::HeaderMap;
 use serde_json::json;
 
 use super::*;
@@ -34,18 +33,13 @@ fn azure() -> AzureKms {
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
 fn refused(operation: KmsOperation, status: u16, pairs: Pairs<'_>, body: &str) -> KmsError {
-    let headers: HeaderMap = pairs
+    let lines = pairs
         .iter()
-        .map(|(name, value)| {
-            (
-                name.parse::<http::HeaderName>().unwrap(),
-                value.parse().unwrap(),
-            )
-        })
-        .collect();
+        .map(|(name, value)| format!("{name}: {value}\r\n"));
+    let headers: String = lines.collect();
     let answer = HttpAnswer {
         status,
-        headers: &headers,
+        headers: headers.as_bytes(),
         body: body.as_bytes(),
     };
     match operation {

@@ -1,14 +1,12 @@
-use http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::*;
 
 fn refused(operation: KmsOperation, status: u16, body: &str) -> KmsError {
-    let mut headers = HeaderMap::new();
-    headers.insert("retry-after", "3".parse().unwrap());
+    let headers = "retry-after: 3\r\n";
     let answer = HttpAnswer {
         status,
-        headers: &headers,
+        headers: headers.as_bytes(),
         body: body.as_bytes(),
     };
     refusal(operation, &answer)
