@@ -230,12 +230,12 @@ impl BrokerSource {
             body,
         } = answer.map_err(|why| problem(why.to_string()))?;
         if status == 304 {
-            if self.etag.is_none() {
+            let Some(etag) = &self.etag else {
                 return Err(problem(Failure::Malformed("304 unasked").to_string()));
-            }
+            };
             let now = self.client.now();
             if let Some(cache) = &mut self.cache {
-                cache.confirmed(now);
+                cache.confirmed(etag, now);
             }
             return Ok(None);
         }

@@ -184,8 +184,9 @@ impl Cache {
         }
     }
 
-    /// Dates the state that is in the file anew, now and then.
-    pub(crate) fn confirmed(&mut self, now: SystemTime) {
+    /// Dates the state that is in the file anew, now and then, if it is that of `etag`: the one that the broker confirmed.
+    /// Where that could not be written, an older one is there, and grows old.
+    pub(crate) fn confirmed(&mut self, etag: &str, now: SystemTime) {
         let old = |dated: SystemTime| {
             now.duration_since(dated).unwrap_or_default() >= self.age_max / REDATE_PART
         };
@@ -194,9 +195,10 @@ impl Cache {
         }
         let Ok(bytes) = read(&self.path) else { return };
         match self.verified(&bytes) {
+            Ok((head, _)) if head.etag != etag => {}
             Ok((head, body)) => {
-                let (etag, gzip, body) = (head.etag, head.gzip, body.to_vec());
-                self.store(&etag, now, gzip, &body);
+                let (gzip, body) = (head.gzip, body.to_vec());
+                self.store(etag, now, gzip, &body);
             }
             Err(why) => {
                 tracing::warn!(

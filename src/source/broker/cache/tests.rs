@@ -60,7 +60,7 @@ fn a_confirmed_snapshot_gets_a_new_date_once_an_hour() {
     let folder = tempfile::tempdir().unwrap();
     let mut cache = written(&folder.path().join("copy"));
     let mut date_after = |seconds| {
-        cache.confirmed(at(NOW + seconds));
+        cache.confirmed("\"1\"", at(NOW + seconds));
         cache.load(at(NOW)).map(|cached| cached.unwrap().confirmed)
     };
     assert_eq!(date_after(3_599), Ok(at(NOW)));
@@ -114,4 +114,18 @@ fn a_place_that_cannot_be_written_to_is_told_and_leaves_no_draft() {
     let mut cache = Cache::new(path, &account(1), DAY);
     cache.store("", at(NOW), false, b"a snapshot");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn what_was_not_written_lends_its_date_to_nothing_older() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("copy");
+    let mut cache = written(&path);
+    // A state that cannot be written: its ETag is too long. The broker confirms it an hour later.
+    let etag = "2".repeat(HEAD_BYTES_MAX);
+    cache.store(&etag, at(NOW + 10), true, b"a newer one");
+    cache.confirmed(&etag, at(NOW + 3_600));
+    let cached = cache.load(at(NOW + 3_600)).unwrap().unwrap();
+    assert_eq!(cached.confirmed, at(NOW));
+    assert_eq!(cached.body, b"a snapshot");
 }
