@@ -31,7 +31,7 @@ use crate::{
     clock,
     mail::{Mail, one_line, readable},
     model::{Invitation, Invite},
-    store::{Store, StoreError},
+    store::{Admin, Change, Store, StoreError},
 };
 
 /// Longest body of an admin's request, in bytes: a rotation carries all envelopes of 100,000 KMS configs.
@@ -51,6 +51,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Begins a change that `admin` makes, now.
+    pub(crate) async fn change(&self, admin: &Admin) -> Result<Change, StoreError> {
+        let actor = admin.actor();
+        self.store
+            .change(admin.vendor, &actor, clock::now_s())
+            .await
+    }
+
     /// Mails the link of an invitation to whoever is invited, if mail is configured: to be answered by `command`. Gives whether
     /// the mail is on its way.
     pub(crate) async fn mail_invitation(

@@ -249,10 +249,7 @@ async fn create_account(
     if AccountId::from_text(&new.id).is_none() {
         return Err(ApiError::Invalid("that is no id of an account".to_owned()));
     }
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.create_account(&new).await?;
     let detail = json!({ "id": new.id, "name": new.name, "kind": new.kind, "tags": new.tags });
     let object = format!("account {}", new.config);
@@ -265,10 +262,7 @@ async fn revoke_account(
     admin: Admin,
     Path(config): Path<i64>,
 ) -> Result<StatusCode, ApiError> {
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.revoke_account(config).await?;
     change
         .commit("revoke", format!("account {config}"), &json!({}))
@@ -286,10 +280,7 @@ async fn create_tenant(
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
     let new: NewTenant = read(&body)?;
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.create_tenant(&new).await?;
     let detail = json!({ "name": new.name, "tags": new.tags });
     let object = format!("tenant {}", new.id);
@@ -302,10 +293,7 @@ async fn delete_tenant(
     admin: Admin,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.delete_tenant(&id).await?;
     change
         .commit("delete", format!("tenant {id}"), &json!({}))
@@ -320,10 +308,7 @@ async fn update_tenant(
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
     let wanted: TenantChange = read(&body)?;
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.update_tenant(&id, &wanted).await?;
     change
         .commit("update", format!("tenant {id}"), &json!(wanted))
@@ -338,10 +323,7 @@ async fn rotate_secret(
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
     let wanted: RotateSecret = read(&body)?;
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     let secret = change.rotate_secret(&id, &wanted).await?;
     let detail = json!({ "tenant": id, "step": wanted.step });
     change
@@ -355,10 +337,7 @@ async fn archive_tenant(
     admin: Admin,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.archive_tenant(&id).await?;
     change
         .commit("archive", format!("tenant {id}"), &json!({}))
@@ -398,10 +377,7 @@ async fn set_logging(
 ) -> Result<StatusCode, ApiError> {
     let doc: LoggingDoc = read(&body)?;
     check_envelope(&doc.envelope, doc.epoch)?;
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     let detail = change.set_logging(&id, &doc, admin.vendor).await?;
     change
         .commit("set logging", format!("tenant {id}"), &detail)
@@ -414,10 +390,7 @@ async fn remove_logging(
     admin: Admin,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     let detail = change.remove_logging(&id, admin.vendor).await?;
     change
         .commit("remove logging", format!("tenant {id}"), &detail)
@@ -454,10 +427,7 @@ async fn create_kms(
 ) -> Result<StatusCode, ApiError> {
     let doc: KmsDoc = read(&body)?;
     check_kms(&doc)?;
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.create_kms(&doc).await?;
     let detail = json!({ "type": doc.kind, "leasingAllowed": doc.leasing_allowed });
     change
@@ -481,10 +451,7 @@ async fn update_kms(
     if let Some(share) = &doc.share {
         check_envelope(&share.envelope, share.epoch)?;
     }
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.update_kms(&doc).await?;
     let detail = json!({ "revision": doc.revision, "leasingAllowed": doc.leasing_allowed });
     if admin.kind == OrganizationKind::Tenant {
@@ -502,10 +469,7 @@ async fn delete_kms(
     InSession(admin): InSession,
     Path(id): Path<i64>,
 ) -> Result<StatusCode, ApiError> {
-    let change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let change = shared.change(&admin).await?;
     change.delete_kms(id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -518,10 +482,7 @@ async fn assign(
 ) -> Result<StatusCode, ApiError> {
     let wanted: Assign = read(&body)?;
     check_signature(&wanted.signer, &wanted.signature)?;
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.assign(kms, &tenant, &wanted).await?;
     let state = wanted.state;
     let detail = json!({ "tenant": tenant, "active": state.active, "primary": state.primary });
@@ -536,10 +497,7 @@ async fn unassign(
     admin: Admin,
     Path((kms, tenant)): Path<(i64, String)>,
 ) -> Result<StatusCode, ApiError> {
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.unassign(kms, &tenant).await?;
     let detail = json!({ "tenant": tenant });
     change
@@ -574,10 +532,7 @@ async fn rotate(
     }
     let vendor_key = shared.store.vendor_key(admin.vendor).await?;
     check_segment(admin.vendor, &vendor_key, &rotation.segment)?;
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.rotate(&rotation).await?;
     let detail = json!({ "epoch": epoch });
     change.commit("rotate", "segment", &detail).await?;

@@ -45,10 +45,7 @@ async fn invite_admin(
     let mut token = [0; 32];
     getrandom::fill(&mut token).map_err(|_| ApiError::Internal)?;
     let token = URL_SAFE_NO_PAD.encode(token);
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     let expires = change.invite_admin(&wanted, &token_hash(&token)).await?;
     let detail = json!({ "role": wanted.role, "expires": expires });
     change
@@ -96,10 +93,7 @@ async fn grant_admin(
 ) -> Result<StatusCode, ApiError> {
     let grant: Grant = read(&body)?;
     check_envelope(&grant.sealed_keys, grant.epoch)?;
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.grant_admin(id, &grant).await?;
     let detail = json!({ "publicKey": grant.public_key });
     change
@@ -113,10 +107,7 @@ async fn remove_admin(
     InSession(admin): InSession,
     Path(id): Path<i64>,
 ) -> Result<StatusCode, ApiError> {
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.remove_admin(id).await?;
     change
         .commit("remove", format!("admin {id}"), &json!({}))

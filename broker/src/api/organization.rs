@@ -140,10 +140,7 @@ async fn confirm(
         signature,
     } = read(&body)?;
     check_signature(&organization_key, &signature)?;
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change
         .confirm_tenant(&id, &organization_key, &signature)
         .await?;
@@ -172,10 +169,7 @@ async fn assign(
         check_signature(&own.signer, &own.signature)?;
         check_envelope(&own.share.envelope, own.share.epoch)?;
     }
-    let change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let change = shared.change(&admin).await?;
     change.assign_own(kms, vendor, &tenant, &wanted).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -185,10 +179,7 @@ async fn unassign(
     TenantAdmin(admin): TenantAdmin,
     Path((vendor, tenant, kms)): Path<(i64, String, i64)>,
 ) -> Result<StatusCode, ApiError> {
-    let change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let change = shared.change(&admin).await?;
     change.unassign_own(kms, vendor, &tenant).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -219,10 +210,7 @@ async fn log_own(
     tenant: &str,
     doc: Option<&LoggingDoc>,
 ) -> Result<StatusCode, ApiError> {
-    let change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let change = shared.change(admin).await?;
     change.log_own(vendor, tenant, doc).await?;
     Ok(StatusCode::NO_CONTENT)
 }

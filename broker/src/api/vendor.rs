@@ -4,7 +4,7 @@ use axum::{Router, body::Bytes, extract::State, http::StatusCode, routing::put};
 use serde_json::json;
 
 use super::{ApiError, Shared, json as read};
-use crate::{clock, model::VendorChange, store::Admin};
+use crate::{model::VendorChange, store::Admin};
 
 pub(super) fn routes() -> Router<Shared> {
     Router::new().route("/vendor", put(update))
@@ -16,10 +16,7 @@ async fn update(
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
     let VendorChange { leasing_required } = read(&body)?;
-    let mut change = shared
-        .store
-        .change(admin.vendor, &admin.actor(), clock::now_s())
-        .await?;
+    let mut change = shared.change(&admin).await?;
     change.require_leasing(leasing_required).await?;
     let detail = json!({ "leasingRequired": leasing_required });
     change.commit("update", "vendor", &detail).await?;
