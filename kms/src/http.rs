@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    io::Write as _,
     net::Ipv6Addr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -257,8 +258,8 @@ impl HttpRequest {
             put("\r\n");
         }
         put(LENGTH);
-        put(&body.len().to_string());
-        put("\r\n\r\n");
+        // A vector takes all that is written.
+        let _ = write!(bytes, "{}\r\n\r\n", body.len());
         let body_at = bytes.len();
         bytes.extend_from_slice(body);
         assert!(bytes.len() <= size, "the buffer did not grow");

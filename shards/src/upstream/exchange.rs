@@ -65,8 +65,8 @@ pub(crate) struct Unanswered {
     pub(crate) before_first_byte: bool,
 }
 
-/// Sends `request`, head and body, on `stream` and reads the answer, whose body may have `body_bytes_max` bytes. Tells also whether the
-/// connection is good for another exchange.
+/// Sends `request`, head and body, on `stream` and reads the answer, whose body may have `body_bytes_max` bytes. Tells
+/// also whether the connection is good for another exchange.
 pub(crate) async fn exchange(
     stream: &mut impl Stream,
     request: &[u8],
@@ -118,6 +118,7 @@ async fn read(
     body_bytes_max: usize,
 ) -> Result<Message, CallError> {
     let mut start = 0;
+    input.more_of_the_head(stream).await?;
     let head = loop {
         let Some(head) = Head::read(input.from(start), start)? else {
             // No KMS has a head like this, so that it is none of HTTP as far as we are concerned.
