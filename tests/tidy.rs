@@ -23,6 +23,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tsp-broker", &["tsp-wire"]),
     ("tsp-kms", &["tsp-wire"]),
     ("tsp-loadtest", &["tsp-rt", "tsp-wire"]),
+    // Google, Entra and AWS want the same tokens and signatures from a sink as from a KMS; `kms` does no I/O.
+    ("tsp-logdriver", &["tsp-kms", "tsp-wire"]),
     ("tsp-reference", &["tsp-wire"]),
     ("tsp-shards", &["tsp-kms", "tsp-rt", "tsp-wire"]),
 ];
