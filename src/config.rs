@@ -24,6 +24,7 @@ use tsp_shards::{Destinations, UnixConfig};
 use tsp_wire::ApiKey;
 
 pub use self::broker::BrokerConfig;
+pub use self::doors::{HEALTH_BIND_ADDRESS, health_address};
 pub use self::strings::{Environment, NotUnicode, Overlay, Strings};
 use crate::{cores::CoreWishes, logs, source::tls::TlsFiles};
 
@@ -229,7 +230,7 @@ impl ProcessConfig {
                 .unwrap_or_else(|| SocketAddr::new(ip, port))
         };
         let http = address("TSP_HTTP_BIND_ADDRESS", HTTP_PORT);
-        let health = address("TSP_HEALTH_BIND_ADDRESS", HEALTH_PORT);
+        let health = address(HEALTH_BIND_ADDRESS, HEALTH_PORT);
         let event = address("TSP_EVENT_BIND_ADDRESS", EVENT_PORT);
         let tls = reader.tls();
         let unix = reader.unix();
@@ -488,7 +489,7 @@ impl<S: Strings> Reader<'_, S> {
     fn check_overlap(&mut self, http: SocketAddr, health: SocketAddr, event: Option<SocketAddr>) {
         if overlap(http, health) {
             let why = format!("{health} overlaps with the client API on {http}");
-            self.problem("TSP_HEALTH_BIND_ADDRESS", why);
+            self.problem(HEALTH_BIND_ADDRESS, why);
         }
         let Some(event) = event else { return };
         for (address, what) in [(http, "the client API"), (health, "health")] {

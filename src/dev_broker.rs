@@ -5,9 +5,9 @@
 //! from a broker only here, and where `TSP_ALLOW_LOCAL_KMS` says so.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, BufRead as _, BufReader, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fs::{self, DirBuilder, File},
+    io::{self, BufRead as _, BufReader},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -21,16 +21,12 @@ use crate::{config::Problem, source::dev};
 /// The program, which lies beside this one.
 const PROGRAM: &str = "tsp-broker";
 
-/// The made-up tenants, each with a KMS config of its own; keys may be leased from the last one.
-const TENANTS: [(&str, bool); 3] = [
-    ("tenant-a", false),
-    ("tenant-b", false),
-    ("tenant-leased", true),
-];
+/// Ids of the made-up tenants, as `tsp-broker try-out` makes them; keys may be leased from the last one.
+const TENANTS: [&str; 3] = ["tenant-a", "tenant-b", "tenant-leased"];
 
 /// Ids of the made-up tenants.
 pub(crate) fn tenant_ids() -> Vec<&'static str> {
-    TENANTS.iter().map(|(id, _)| *id).collect()
+    TENANTS.to_vec()
 }
 
 /// A broker that ends with this process, and what an admin needs.
@@ -119,19 +115,10 @@ impl DevBroker {
         }
         url.clone_into(&mut self.url);
         let url = self.url.clone();
-        let who = ["--name", "Made-up vendor", "--email", "you@vendor.example"];
-        self.admin(&[&["init", "--broker", &url], &who[..]].concat())?;
-        for (tenant, leasing) in TENANTS {
-            self.admin(&["tenant", "create", tenant])?;
-            let file = self.folder.join("kms.json");
-            let file_name = file.display().to_string();
-            write_key(&file).map_err(|why| why.to_string())?;
-            let leasing: &[&str] = if leasing { &["--leasing"] } else { &[] };
-            let created = self.admin(&[&["kms", "create", "--file", &file_name], leasing].concat());
-            fs::remove_file(&file).map_err(|why| why.to_string())?;
-            self.admin(&["kms", "assign", created?.trim(), tenant, "--primary"])?;
-        }
-        let variables = self.admin(&["service-account", "create", "--name", "tsp dev"])?;
+        let folder = self.folder.display().to_string();
+        self.admin(&["try-out", "--folder", &folder, "--broker", &url])?;
+        let variables = fs::read_to_string(self.folder.join("proxy.env")).map(Zeroizing::new);
+        let variables = variables.map_err(|why| why.to_string())?;
         let account = ServiceAccount::from_variables(|name| {
             let mut lines = variables.lines().filter_map(|line| line.split_once('='));
             let found = lines.find(|(found, _)| *found == name);
@@ -199,19 +186,4 @@ fn spawn(program: &Path, folder: &Path, setup_token: &str) -> io::Result<Child> 
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
-}
-
-/// A new LOCAL key, as an admin's file.
-fn write_key(path: &Path) -> io::Result<()> {
-    use base64::engine::general_purpose::STANDARD;
-    let key = Zeroizing::new(STANDARD.encode(*dev::random::<32>()?));
-    let text = format!(r#"{{"type":"LOCAL","credentials":{{"key":"{}"}}}}"#, *key);
-    let text = Zeroizing::new(text);
-    let mut options = OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(text.as_bytes())
 }

@@ -1,12 +1,8 @@
 //! What `tsp dev` prints for the person in front of it.
 
-use std::{
-    fmt::Write as _,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-};
+use std::{fmt::Write as _, path::PathBuf};
 
-use crate::{Listening, dev_broker, source::dev};
+use crate::{Listening, dev_broker, health::reachable, source::dev};
 
 /// Where the made-up tenants' keys are.
 pub(crate) enum Keys {
@@ -23,15 +19,6 @@ pub(crate) enum Keys {
 
 /// What `tsp dev` prints, on standard error: standard output is the log, and the log never holds an API key.
 pub(crate) fn greet(listening: &Listening, key: &str, keys: &Keys) {
-    let reachable = |address: SocketAddr| match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => {
-            SocketAddr::new([127, 0, 0, 1].into(), address.port())
-        }
-        IpAddr::V6(ip) if ip.is_unspecified() => {
-            SocketAddr::new(std::net::Ipv6Addr::LOCALHOST.into(), address.port())
-        }
-        IpAddr::V4(_) | IpAddr::V6(_) => address,
-    };
     let http = reachable(listening.http);
     let health = reachable(listening.health);
     let tenants: Vec<_> = match keys {

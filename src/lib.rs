@@ -21,6 +21,7 @@ mod dev_broker;
 mod doctor;
 pub mod events;
 mod greeting;
+mod health;
 mod kms_calls;
 pub mod logs;
 pub mod metrics;
@@ -57,6 +58,7 @@ use crate::{
 
 pub use self::{
     doctor::{DoctorOptions, Doctored, doctor},
+    health::{HealthOptions, health},
     recover::{RecoverOptions, recover},
     secrets::command::{SecretsAction, SecretsOptions, secrets},
 };
@@ -80,6 +82,8 @@ pub enum RunError {
         /// Of how many that were examined.
         of: usize,
     },
+    /// The proxy that was asked is not ready, or not there.
+    NotReady(String),
     /// Some of what was to be recovered could not be opened.
     Unrecovered {
         /// How many.
@@ -95,7 +99,7 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Configuration(_) => 64,
-            Self::Unhealthy { .. } | Self::Unrecovered { .. } => 69,
+            Self::Unhealthy { .. } | Self::NotReady(_) | Self::Unrecovered { .. } => 69,
             Self::Internal(_) => 70,
             Self::Listen(_) => 71,
         }
@@ -112,7 +116,9 @@ impl fmt::Display for RunError {
                 }
                 Ok(())
             }
-            Self::Listen(why) | Self::Internal(why) => write!(f, "tsp: {why}"),
+            Self::Listen(why) | Self::Internal(why) | Self::NotReady(why) => {
+                write!(f, "tsp: {why}")
+            }
             Self::Unhealthy { unhealthy, of } => {
                 write!(f, "tsp: {unhealthy} of {of} KMS configs do not work")
             }
@@ -550,10 +556,14 @@ mod tests {
                 unhealthy: 1,
                 of: 2,
             },
+            RunError::NotReady(String::new()),
             RunError::Unrecovered { failed: 1, of: 2 },
             RunError::Internal(String::new()),
             RunError::Listen(String::new()),
         ];
-        assert_eq!(codes.map(|error| error.exit_code()), [64, 69, 69, 70, 71]);
+        assert_eq!(
+            codes.map(|error| error.exit_code()),
+            [64, 69, 69, 69, 70, 71]
+        );
     }
 }

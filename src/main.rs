@@ -9,8 +9,8 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use tsp::{
-    Checked, DevOptions, DoctorOptions, Doctored, RecoverOptions, RunError, SecretsAction,
-    SecretsOptions,
+    Checked, DevOptions, DoctorOptions, Doctored, HealthOptions, RecoverOptions, RunError,
+    SecretsAction, SecretsOptions,
 };
 
 // Chosen for its memory, not for its speed: tuning.md.
@@ -32,8 +32,8 @@ All settings are environment variables; docs/operations.md lists them.
 First try:  tsp dev
 
 Signals:    SIGTERM, SIGINT drain (a second one exits at once); SIGHUP reads the configuration again
-Exit codes: 0 drained, 64 bad configuration, 69 a KMS config does not work (doctor) or something cannot be opened
-            (recover), 70 internal failure, 71 an address cannot be listened on";
+Exit codes: 0 drained, 64 bad configuration, 69 a KMS config does not work (doctor), something cannot be opened
+            (recover) or the proxy is not ready (health), 70 internal failure, 71 an address cannot be listened on";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -41,6 +41,8 @@ enum Command {
     Check,
     /// Tries every KMS config with a throw-away value, and tells what is wrong, whose it is and what to do
     Doctor(Doctor),
+    /// Asks a running proxy whether it is ready: exit code 0, or 69 if it is not
+    Health(Health),
     /// Serves made-up tenants on loopback, with nothing to configure
     Dev(Dev),
     /// Shows, rotates and backs up the secrets that keys are derived from
@@ -154,6 +156,15 @@ struct Doctor {
 }
 
 #[derive(Args, Debug)]
+struct Health {
+    /// IP or IP:PORT of its health listener [default: that of TSP_HEALTH_BIND_ADDRESS]
+    address: Option<String>,
+    /// Asks whether it lives instead
+    #[arg(long)]
+    live: bool,
+}
+
+#[derive(Args, Debug)]
 struct Dev {
     /// The key that applications present [default: a new one, printed]
     #[arg(long, value_name = "KEY")]
@@ -222,6 +233,11 @@ fn main() -> ExitCode {
             });
             let _ = write!(io::stdout(), "{report}");
             verdict
+        }
+        Some(Command::Health(Health { address, live })) => {
+            tsp::health(&HealthOptions { address, live }).map(|said| {
+                let _ = writeln!(io::stdout(), "{said}");
+            })
         }
         Some(Command::Dev(Dev {
             api_key,

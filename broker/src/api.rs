@@ -30,6 +30,7 @@ use tsp_wire::{
 use crate::{
     clock,
     mail::{Mail, one_line, readable},
+    metrics::{self, Metrics},
     model::{Invitation, Invite},
     store::{Admin, Change, Store, StoreError},
 };
@@ -118,7 +119,8 @@ impl Shared {
 }
 
 /// All routes.
-pub(crate) fn router(shared: Shared) -> Router {
+pub(crate) fn router(shared: Shared, metrics: Metrics) -> Router {
+    let scrape = axum::routing::get(metrics::scrape).with_state(metrics.clone());
     Router::new()
         .route("/live", axum::routing::get(|| async { "ok" }))
         .route("/health", axum::routing::get(health))
@@ -130,6 +132,8 @@ pub(crate) fn router(shared: Shared) -> Router {
         .merge(admin::routes().layer(DefaultBodyLimit::max(ADMIN_BYTES_MAX)))
         .fallback(|| async { ApiError::NotFound("there is no such path") })
         .layer(middleware::from_fn(in_time))
+        .layer(middleware::from_fn_with_state(metrics, metrics::count))
+        .route("/metrics", scrape)
         .with_state(shared)
 }
 

@@ -4,8 +4,10 @@ mod accounts;
 mod admins;
 mod commands;
 mod configs;
+mod health;
 mod organization;
 mod profile;
+mod try_out;
 
 use std::{
     env,
@@ -40,10 +42,14 @@ struct Cli {
 enum Command {
     /// Run the service
     Serve(Serve),
+    /// Ask a running service, or a bridge, whether it is well
+    Health(health::Health),
     /// Run a vendor bridge, with the variables of its service account
     Bridge(Bridge),
     /// Make a vendor, its segment key and its first admin
     Init(Init),
+    /// Make a made-up vendor with tenants, LOCAL keys and service accounts, for trying out
+    TryOut(try_out::TryOut),
     /// What holds for the whole vendor
     #[command(subcommand)]
     Vendor(Vendor),
@@ -608,7 +614,9 @@ async fn run(command: Command, bridge: Option<Config>) -> Result<(), String> {
                 .await
                 .map_err(|why| why.to_string())
         }
+        Command::Health(asked) => health::health(asked).await,
         Command::Init(init) => commands::init(init).await,
+        Command::TryOut(wanted) => try_out::try_out(&wanted),
         Command::Vendor(command) => accounts::vendor(command).await,
         Command::ServiceAccount(command) => accounts::service_account(command).await,
         Command::Account(command) => accounts::account(command).await,

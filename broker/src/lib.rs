@@ -14,6 +14,7 @@ pub mod client;
 mod clock;
 mod keys;
 pub mod mail;
+mod metrics;
 pub mod model;
 pub mod serve;
 mod store;

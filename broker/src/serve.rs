@@ -18,6 +18,7 @@ use tsp_wire::Secret;
 use crate::{
     api, clock,
     mail::{self, Mail, MailConfig},
+    metrics::Metrics,
     store::Store,
 };
 
@@ -69,6 +70,7 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), S
         .map_err(|why| failed("the database cannot be used", &why))?;
     let mail = config.mail.as_ref().map(Mail::start).transpose();
     let mail = mail.map_err(|why| failed("mail cannot be sent", &why))?;
+    let metrics = Metrics::new().map_err(|why| failed("metrics cannot be counted", &why))?;
     let shared = api::Shared {
         store: store.clone(),
         mail: mail.clone(),
@@ -81,7 +83,7 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), S
         tokio::spawn(mail::notify(store.clone(), mail));
     }
     tokio::spawn(forget(store));
-    serve(config.listen, api::router(shared), ready).await
+    serve(config.listen, api::router(shared, metrics), ready).await
 }
 
 /// Answers at `address` until SIGTERM or SIGINT, then drains.

@@ -1,17 +1,25 @@
-//! What clients come in by, other than TCP in the clear: TLS, and a Unix socket.
+//! What clients come in by, other than TCP in the clear: TLS, and a Unix socket. And where probes come in.
 
-use std::{borrow::Cow, os::unix::ffi::OsStrExt as _, path::PathBuf};
+use std::{
+    borrow::Cow,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::ffi::OsStrExt as _,
+    path::PathBuf,
+};
 
 use tsp_rt::{UNIX_PATH_BYTES_MAX, tls::CLIENT_NAMES_MAX};
 use tsp_shards::{UnixConfig, UnixPeers};
 
-use super::{Reader, Strings, Why};
+use super::{HEALTH_PORT, Problem, Reader, Strings, Why, parse_address, parse_ip};
 use crate::source::tls::TlsFiles;
 
 const CERTIFICATE: &str = "TSP_TLS_CERTIFICATE";
 const KEY: &str = "TSP_TLS_KEY";
 const CLIENT_CA: &str = "TSP_TLS_CLIENT_CA";
 const CLIENT_NAMES: &str = "TSP_TLS_CLIENT_NAMES";
+
+/// Names the listener of health and metrics.
+pub const HEALTH_BIND_ADDRESS: &str = "TSP_HEALTH_BIND_ADDRESS";
 
 const UNIX_SOCKET: &str = "TSP_UNIX_SOCKET";
 const UNIX_SOCKET_MODE: &str = "TSP_UNIX_SOCKET_MODE";
@@ -22,6 +30,26 @@ const UNIX_MODE: u32 = 0o660;
 
 /// Most users and groups that `TSP_UNIX_SOCKET_ALLOW` may name: they are looked through at each connection.
 const UNIX_PEERS_MAX: usize = 64;
+
+/// `TSP_HEALTH_BIND_ADDRESS` and `TSP_BIND_ADDRESS` alone, for who asks a running proxy.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn health_address(strings: &impl Strings) -> Result<SocketAddr, Vec<Problem>> {
+    let mut reader = Reader {
+        strings,
+        problems: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let ip = reader.parse("TSP_BIND_ADDRESS", parse_ip);
+    let ip = ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let address = reader.parse(HEALTH_BIND_ADDRESS, |text| parse_address(text, HEALTH_PORT));
+    if reader.problems.is_empty() {
+        Ok(address.unwrap_or_else(|| SocketAddr::new(ip, HEALTH_PORT)))
+    } else {
+        Err(reader.problems)
+    }
+}
 
 impl<S: Strings> Reader<'_, S> {
     /// The files' names; what is in them is looked at later.

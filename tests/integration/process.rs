@@ -17,6 +17,7 @@ use crate::support::{
 
 /// Exit codes, as `tsp --help` and the README tell them.
 const EXIT_BAD_CONFIGURATION: i32 = 64;
+const EXIT_UNHEALTHY: i32 = 69;
 const EXIT_CANNOT_LISTEN: i32 = 71;
 
 /// Waits until every shard has the snapshot that was published after line `from` of the log.
@@ -373,6 +374,34 @@ fn check_reads_everything_and_starts_nothing() {
         .argument("check")
         .run_to_end();
     assert_eq!(bad.code, Some(EXIT_BAD_CONFIGURATION), "{}", bad.output);
+}
+
+#[test]
+fn the_health_command_tells_what_the_probes_are_told() {
+    let health = |variable: &str, address: &str, arguments: &[&str]| {
+        let setup = Setup::bare().env(variable, address).argument("health");
+        let setup = arguments
+            .iter()
+            .fold(setup, |setup, argument| setup.argument(argument));
+        setup.run_to_end()
+    };
+    let proxy = Setup::serve(Io::Epoll, &two_local_tenants()).start();
+    let address = proxy.health.to_string();
+    let ready = health("TSP_HEALTH_BIND_ADDRESS", &address, &[]);
+    assert_eq!(ready.code, Some(0), "{}", ready.output);
+    assert!(ready.output.contains("ok"), "{}", ready.output);
+    // The client API's port is not the one, whatever it answers.
+    let other = health(
+        "TSP_HEALTH_BIND_ADDRESS",
+        &address,
+        &["--live", &proxy.http.to_string()],
+    );
+    assert_eq!(other.code, Some(EXIT_UNHEALTHY), "{}", other.output);
+    drop(proxy);
+    let gone = health("TSP_HEALTH_BIND_ADDRESS", &address, &[]);
+    assert_eq!(gone.code, Some(EXIT_UNHEALTHY), "{}", gone.output);
+    let wrong = health("TSP_HEALTH_BIND_ADDRESS", "here", &[]);
+    assert_eq!(wrong.code, Some(EXIT_BAD_CONFIGURATION), "{}", wrong.output);
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod bridge;
 mod faults;
 mod lifecycle;
 mod mail;
+mod operator;
 mod rules;
 mod support;
 mod tenants;

@@ -104,6 +104,11 @@ impl World {
         self.broker = Broker::start(self.folder.path(), &self.database_url, self.port);
     }
 
+    /// Ends the broker for good.
+    pub(crate) fn stop(&mut self) {
+        self.broker.kill();
+    }
+
     /// Another broker on the same database.
     pub(crate) fn replica(&self) -> Broker {
         Broker::start(self.folder.path(), &self.database_url, 0)
