@@ -16,6 +16,7 @@
 mod aws;
 mod broker;
 mod clients;
+mod deploy;
 mod dev;
 mod doctor;
 mod doors;

@@ -1,0 +1,141 @@
+#!/usr/bin/env python3
+"""Runs every query of the dashboards and every rule by a real Prometheus that scrapes running programs.
+
+    deploy/live.py [--seconds 15] [--keep FOLDER] tsp=127.0.0.1:9000 [tsp-broker=…] [tsp-logdriver=…]
+
+Starts Debian's Prometheus on a free loopback port, for the given time, and prints a line for each dashboard: how many queries it
+has, and which of them find nothing. A query that Prometheus refuses is a failure, and so is a program's metric that no query of its
+dashboard finds. With --keep its data stay in FOLDER; deploy/picture.py draws from there."""
+
+import argparse
+import json
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# How Grafana fills its variables in: every instance, the interval four scrapes long.
+SCRAPE_SECONDS = 1
+FILLED = {"$__rate_interval": f"{4 * SCRAPE_SECONDS + 1}s", "$__interval": "1s", "$instance": ".*", "$endpoint": ".*", "$kms_type": ".*"}
+BOARDS = {"tsp": "tsp-all-metrics", "tsp-broker": "tsp-broker", "tsp-logdriver": "tsp-logdriver"}
+
+
+def filled(expression):
+    for name, value in FILLED.items():
+        expression = expression.replace(name, value)
+    assert "$" not in expression, expression
+    return expression
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+class Prometheus:
+    """One that ends with its `with`."""
+
+    def __init__(self, targets, data):
+        place = str(HERE.parent / "target/prometheus/usr/bin")
+        self.program = shutil.which("prometheus") or shutil.which("prometheus", path=place)
+        if not self.program:
+            sys.exit("skipped: prometheus is not installed; ./x setup does that")
+        self.data = data
+        self.url = f"http://127.0.0.1:{free_port()}"
+        jobs = [{"job_name": job, "static_configs": [{"targets": [address]}]} for job, address in targets]
+        # JSON is YAML.
+        config = {
+            "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": "1s"},
+            "rule_files": [str(HERE / "prometheus/tsp.rules.yml")],
+            "scrape_configs": jobs,
+        }
+        (data / "prometheus.yml").write_text(json.dumps(config))
+
+    def __enter__(self):
+        options = [f"--config.file={self.data}/prometheus.yml", f"--storage.tsdb.path={self.data}/data", f"--web.listen-address={self.url.removeprefix('http://')}", "--log.level=warn"]
+        self.child = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", self.program, *options])
+        for _ in range(200):
+            try:
+                self.ask("/-/ready")
+                return self
+            except (urllib.error.URLError, ConnectionError):
+                assert self.child.poll() is None, "prometheus ended"
+                time.sleep(0.05)
+        raise AssertionError("prometheus does not start")
+
+    def __exit__(self, *_):
+        self.child.terminate()
+        self.child.wait()
+
+    def ask(self, path, **arguments):
+        query = "?" + urllib.parse.urlencode(arguments) if arguments else ""
+        with urllib.request.urlopen(self.url + path + query, timeout=30) as answer:
+            return answer.read()
+
+    def found(self, expression):
+        try:
+            answer = self.ask("/api/v1/query", query=expression)
+        except urllib.error.HTTPError as why:
+            raise AssertionError(f"{expression}: {why.read().decode()}") from why
+        return json.loads(answer)["data"]["result"]
+
+
+def queries(board):
+    for panel in json.loads((HERE / f"grafana/dashboards/{board}.json").read_text())["panels"]:
+        for target in panel.get("targets", []):
+            yield panel["title"], filled(target["expr"])
+
+
+def main():
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
+    parser.add_argument("--seconds", type=int, default=15)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("target", nargs="+", help="JOB=ADDRESS")
+    options = parser.parse_args()
+    targets = [tuple(target.split("=", 1)) for target in options.target]
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.keep or Path(folder)
+        data.mkdir(exist_ok=True)
+        with Prometheus(targets, data) as prometheus:
+            # Rates want a few scrapes, and as many are waited for.
+            scrapes = max(3, options.seconds // SCRAPE_SECONDS)
+            wanted = " and ".join(f'on() count_over_time(up{{job="{job}"}}[1h]) >= {scrapes}' for job, _ in targets)
+            give_up = time.monotonic() + 60 + 2 * options.seconds
+            while not prometheus.found(wanted.removeprefix("on() ")):
+                assert time.monotonic() < give_up, "the targets are not scraped"
+                time.sleep(0.2)
+            failed = examine(prometheus, targets)
+    return failed
+
+
+def examine(prometheus, targets):
+    failed = 0
+    for job, address in targets:
+        board = BOARDS[job]
+        up = prometheus.found(f'up{{job="{job}"}} == 1')
+        asked = list(queries(board))
+        empty = [title for title, expression in asked if not prometheus.found(expression)]
+        well = bool(up) and len(empty) * 2 < len(asked)
+        failed |= not well
+        print(f"{'ok' if well else 'not ok'} {board} at {address}: {len(asked)} queries, {len(asked) - len(empty)} find something")
+        print(f"  nothing: {', '.join(sorted(set(empty))) or 'none'}")
+    rules = json.loads(prometheus.ask("/api/v1/rules"))["data"]["groups"]
+    rules = [rule for group in rules for rule in group["rules"]]
+    broken = [(rule["name"], rule["lastError"]) for rule in rules if rule["health"] != "ok"]
+    print(f"{'not ok' if broken else 'ok'} rules: {len(rules)} evaluated {broken or ''}")
+    firing = [rule["name"] for rule in rules if rule.get("state") == "firing"]
+    print(f"  firing: {', '.join(firing) or 'none'}")
+    return failed or bool(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
