@@ -16,7 +16,6 @@ mod breaker;
 mod buffers;
 mod conn;
 mod dek;
-mod destinations;
 mod error;
 mod events;
 mod forget;
@@ -51,7 +50,6 @@ use tsp_wire::SnapshotVersion;
 pub use self::{
     accept::{Entrance, UnixPeers, Way},
     dek::open_with_leased_key,
-    destinations::{AddressKind, Destinations, Forbidden},
     events::EventsConfig,
     forget::{Forgetter, NotForgotten},
     limits::Limits,
@@ -61,6 +59,7 @@ pub use self::{
     shard::{ApiKeys, Shard, ShardControl, ShardParts},
     snapshot::{FormerSnapshots, Rejected, Snapshot, validate_kms},
 };
+pub use tsp_wire::destinations::{AddressKind, Destinations, Forbidden};
 
 /// What a set of shards is made of.
 #[derive(Debug)]

@@ -11,10 +11,10 @@ use std::{
 
 use tsp_kms::{Endpoint, HttpAnswer, HttpRequest};
 use tsp_rt::{NetError, Rt, tls::MaybeTls};
+use tsp_wire::destinations::{Destinations, Forbidden};
 
 use crate::{
     buffers::Buffers,
-    destinations::{Destinations, Forbidden},
     limits::Limits,
     upstream::{Answer, CallError, Dialer, client_tls, exchange, secure},
 };

@@ -21,7 +21,7 @@ use crossbeam_channel::Sender;
 use hyper::header::HeaderValue;
 use tokio::sync::oneshot;
 use tsp_rt::{Rt, mailbox, tls::ServerTls};
-use tsp_wire::{ApiKey, SnapshotVersion, TenantId, api::Parser};
+use tsp_wire::{ApiKey, SnapshotVersion, TenantId, api::Parser, destinations::Destinations};
 
 use crate::{
     accept::{self, Entrance, Fresh},
@@ -29,7 +29,6 @@ use crate::{
     balance::Balance,
     buffers::Buffers,
     conn::Connections,
-    destinations::Destinations,
     events::{Events, EventsConfig},
     handshake::Handshakes,
     keyring::{self, Keyring},

@@ -33,6 +33,7 @@ use tsp_rt::{
     Rt, Staleness, Stream as _,
     tls::{ClientTls, MaybeTls},
 };
+use tsp_wire::destinations::{Destinations, Forbidden};
 
 pub(crate) use self::{
     dial::{Dialer, client_tls, secure},
@@ -43,7 +44,6 @@ use crate::{
     admission::TenantNumber,
     breaker::{Breaker, RetryBudget},
     buffers::Buffers,
-    destinations::{Destinations, Forbidden},
     limits::{Limits, WARNING_INTERVAL},
     metrics::{RefusedBy, ShardMetrics},
     places::{Places, Turn},

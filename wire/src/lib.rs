@@ -8,6 +8,7 @@ pub mod api;
 mod base64;
 mod code;
 pub mod derive;
+pub mod destinations;
 pub mod edek;
 pub mod envelope;
 pub mod event;

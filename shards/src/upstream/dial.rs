@@ -8,9 +8,9 @@ use tsp_rt::{
     NetError, Rt,
     tls::{self, ClientTls, MaybeTls, SpkiPin},
 };
+use tsp_wire::destinations::Destinations;
 
 use super::CallError;
-use crate::destinations::Destinations;
 
 /// Connects one core to where endpoints lead, if they may lead there.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use tsp_kms::{Blame, KmsError, KmsKind, KmsOperation, Retry};
 use tsp_rt::{CertificateFault, NetError};
 
 use super::{CONNECTING, WAITING_FOR_ANSWER};
-use crate::destinations::Forbidden;
+use tsp_wire::destinations::Forbidden;
 
 /// Why there is no answer.
 #[derive(Debug)]

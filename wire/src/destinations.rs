@@ -1,6 +1,6 @@
-//! Which addresses a KMS's endpoint may lead to.
+//! Which addresses an endpoint in a configuration may lead to: a KMS's, or a log system's.
 //!
-//! Whoever writes an endpoint chooses where the proxy connects to, with the proxy's place in the network. So an address is
+//! Whoever writes an endpoint chooses where our process connects to, with the process's place in the network. So an address is
 //! judged by what it reaches, after the name has been looked up, each time that a connection is made.
 //!
 //! The kinds follow IANA's registries of special-purpose addresses (RFC 6890). An IPv6 address that stands for an IPv4
@@ -13,7 +13,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// What an address reaches, from the harmless to what no KMS can have. Of two that apply the later counts.
+/// What an address reaches, from the harmless to what no endpoint can have. Of two that apply the later counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AddressKind {
     /// The Internet. Always allowed.
@@ -40,7 +40,9 @@ impl AddressKind {
         ("metadata", Self::Metadata),
     ];
 
-    fn as_str(self) -> &'static str {
+    /// The word in sentences.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Public => "public",
             Self::Private => "private",
@@ -52,7 +54,8 @@ impl AddressKind {
     }
 
     /// What `address` reaches.
-    fn of(address: IpAddr) -> Self {
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(address) => Self::of_v4(address),
             IpAddr::V6(address) => Self::of_v6(address),
@@ -228,11 +231,11 @@ impl Destinations {
         Ok(destinations)
     }
 
-    /// Whether the proxy may connect to `address`.
+    /// Whether our process may connect to `address`.
     ///
     /// # Errors
     /// [`Forbidden`] says what the address is.
-    pub(crate) fn check(&self, address: IpAddr) -> Result<(), Forbidden> {
+    pub fn check(&self, address: IpAddr) -> Result<(), Forbidden> {
         let kind = AddressKind::of(address);
         let inner = match address {
             IpAddr::V4(_) => None,
@@ -260,7 +263,7 @@ impl Destinations {
     }
 }
 
-/// An address that the proxy may not connect to. Displays without the address, which whoever wrote the endpoint may not
+/// An address that our process may not connect to. Displays without the address, which whoever wrote the endpoint may not
 /// be meant to learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forbidden {
