@@ -6,6 +6,25 @@ pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
     let _ = serde_json::to_writer(out, text);
 }
 
+/// Why JSON could not be read into one of our types, without any value of it: serde's own sentence may quote one, or a
+/// name that is one. What is left names only our own members.
+pub(crate) fn data_error(why: &serde_json::Error) -> String {
+    let place = format!("line {}, column {}", why.line(), why.column());
+    let sentence = why.to_string();
+    let sentence = sentence.split(" at line ").next().unwrap_or_default();
+    let known = match sentence.split_once(", expected ") {
+        _ if sentence.starts_with("missing field `") => {
+            sentence.replace("missing field", "missing member")
+        }
+        Some((unknown, expected)) if unknown.starts_with("unknown field `") => {
+            format!("unknown member; expected {expected}")
+        }
+        _ if why.is_data() => "a member has not the type that it should have".to_owned(),
+        _ => "not JSON".to_owned(),
+    };
+    format!("{known} ({place})")
+}
+
 /// How many bytes [`push_string`] appends for `text`.
 pub(crate) fn string_bytes(text: &str) -> usize {
     let escaped = |byte: u8| match byte {

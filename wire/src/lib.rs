@@ -14,6 +14,7 @@ pub mod envelope;
 pub mod event;
 mod ids;
 mod json;
+pub mod logging;
 mod secret;
 pub mod snapshot;
 

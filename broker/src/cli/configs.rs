@@ -13,6 +13,7 @@ use serde_json::json;
 use tsp_wire::{
     account::kms,
     envelope::{ENVELOPE_BYTES_MAX, Kind},
+    logging,
 };
 use zeroize::Zeroizing;
 
@@ -28,9 +29,6 @@ use crate::{
         OwnAssignment, SealedContent, Share,
     },
 };
-
-/// The schema of logging configurations.
-const LOGGING_SCHEMA: u16 = 1;
 
 /// A file's content, which may be secret.
 fn content_of(path: &Path) -> Done<Zeroizing<Vec<u8>>> {
@@ -276,9 +274,7 @@ pub(super) async fn logging(command: Logging) -> Done {
             file,
         } => {
             let content = content_of(&file)?;
-            if serde_json::from_slice::<serde::de::IgnoredAny>(&content).is_err() {
-                return Err("a logging configuration is JSON".to_owned());
-            }
+            logging::SinkConfig::parse(&content).map_err(|why| why.to_string())?;
             let desk = Desk::open(&who).await?;
             let at = Logs::of(&desk, &tenant, vendor).await?;
             let id = if at.there.id == 0 {
@@ -289,7 +285,7 @@ pub(super) async fn logging(command: Logging) -> Done {
             let object = Object {
                 kind: Kind::LoggingConfig,
                 id,
-                schema: LOGGING_SCHEMA,
+                schema: logging::SCHEMA,
                 revision: at.there.revision + 1,
             };
             let keys = desk.keys()?;

@@ -55,7 +55,7 @@ fn a_configuration_lives_sealed_from_the_admin_to_the_proxy() {
         world.admin(&["kms", "assign", id, "acme", "--primary"]);
         let logging = world.file(
             "logging.json",
-            r#"{"sink":"stdout","token":"CANARY-logging"}"#,
+            r#"{"type":"SPLUNK","hecUrl":"https://splunk.example.com:8088","token":"CANARY-logging"}"#,
         );
         world.admin(&["logging", "set", "acme", "--file", &logging]);
         let account = world.account(&[]);
@@ -80,7 +80,7 @@ fn a_configuration_lives_sealed_from_the_admin_to_the_proxy() {
         let log = segment
             .logging_config("acme", &first.logging_configs[0])
             .unwrap();
-        assert!(log.starts_with(br#"{"sink":"stdout""#));
+        assert!(log.starts_with(br#"{"type":"SPLUNK""#));
         assert_eq!(tenant.logging, Some(first.logging_configs[0].id));
 
         // A proxy makes a secret, and the next one gets that.
@@ -125,7 +125,7 @@ fn a_configuration_lives_sealed_from_the_admin_to_the_proxy() {
         let log = segment
             .logging_config("acme", &third.logging_configs[0])
             .unwrap();
-        assert!(log.starts_with(br#"{"sink":"stdout""#));
+        assert!(log.starts_with(br#"{"type":"SPLUNK""#));
 
         world.admin(&["kms", "disable", id, "acme"]);
         let assignment = broker.snapshot(&account).tenants[0].assignments[0].clone();
@@ -166,7 +166,10 @@ fn a_tenants_configuration_lives_and_dies_without_the_broker_knowing_it() {
         let file = world.file("aws.json", &aws("CANARY-credential-2"));
         eve(&["kms", "update", id, "--file", &file, "--leasing"]);
         assert_eq!(secret().expose(), "CANARY-credential-2");
-        let logging = world.file("logging.json", r#"{"token":"CANARY-logging"}"#);
+        let logging = world.file(
+            "logging.json",
+            r#"{"type":"SPLUNK","hecUrl":"https://splunk.example.com:8088","token":"CANARY-logging"}"#,
+        );
         eve(&["logging", "set", "acme", "--file", &logging]);
         world.admin(&["segment", "rotate"]);
         eve(&["segment", "rotate"]);

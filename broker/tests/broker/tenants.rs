@@ -402,11 +402,14 @@ fn a_tenants_logging_configuration_is_the_tenants() {
             let config = snapshot.logging_configs.first()?;
             Some(segment.logging_config("acme", config).unwrap().to_vec())
         };
-        let file = world.file("vendors.json", r#"{"sink":"vendors"}"#);
+        let file = world.file("vendors.json", r#"{"type":"STDOUT"}"#);
+        let wrong = world.file("wrong.json", r#"{"type":"SPLUNK","token":"CANARY"}"#);
+        let refused = world.refused(&["logging", "set", "acme", "--file", &wrong]);
+        assert!(refused.contains("missing member `hecUrl`"), "{refused}");
         world.admin(&["logging", "set", "acme", "--file", &file]);
-        let own = world.file("own.json", r#"{"sink":"own"}"#);
+        let own = world.file("own.json", r#"{"type":"SYSLOG","host":"own"}"#);
         world.admin_as("eve", &["logging", "set", "acme", "--file", &own]);
-        assert_eq!(opened().unwrap(), br#"{"sink":"own"}"#);
+        assert_eq!(opened().unwrap(), br#"{"type":"SYSLOG","host":"own"}"#);
         for refused in [
             world.refused(&["logging", "set", "acme", "--file", &file]),
             world.refused(&["logging", "remove", "acme"]),
@@ -414,12 +417,12 @@ fn a_tenants_logging_configuration_is_the_tenants() {
             assert!(refused.contains("itself"), "{refused}");
         }
         world.admin(&["segment", "rotate"]);
-        assert_eq!(opened().unwrap(), br#"{"sink":"own"}"#);
+        assert_eq!(opened().unwrap(), br#"{"type":"SYSLOG","host":"own"}"#);
         world.admin_as("eve", &["logging", "set", "acme", "--file", &own]);
         world.admin_as("eve", &["logging", "remove", "acme"]);
         assert_eq!(opened(), None);
         world.admin(&["logging", "set", "acme", "--file", &file]);
-        assert_eq!(opened().unwrap(), br#"{"sink":"vendors"}"#);
+        assert_eq!(opened().unwrap(), br#"{"type":"STDOUT"}"#);
     });
 }
 
@@ -456,7 +459,7 @@ fn what_a_broker_makes_up_is_not_believed() {
             "set",
             "globex",
             "--file",
-            &local(&world, "l.json"),
+            &world.file("l.json", r#"{"type":"STDOUT"}"#),
         ],
     );
     assert!(refused.contains("another vendor"), "{refused}");

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     Secret,
+    json::data_error,
     snapshot::{AssumeRoleDoc, GcpTokenKind, KmsConfigDoc, KmsKeyDoc},
 };
 
@@ -36,21 +37,7 @@ impl std::error::Error for KmsFormError {}
 
 impl From<serde_json::Error> for KmsFormError {
     fn from(why: serde_json::Error) -> Self {
-        let place = format!("line {}, column {}", why.line(), why.column());
-        // serde's sentence may quote a value, or a name that is one. These name only our own members.
-        let sentence = why.to_string();
-        let sentence = sentence.split(" at line ").next().unwrap_or_default();
-        let known = match sentence.split_once(", expected ") {
-            _ if sentence.starts_with("missing field `") => {
-                sentence.replace("missing field", "missing member")
-            }
-            Some((unknown, expected)) if unknown.starts_with("unknown field `") => {
-                format!("unknown member; expected {expected}")
-            }
-            _ if why.is_data() => "a member has not the type that it should have".to_owned(),
-            _ => "not JSON".to_owned(),
-        };
-        Self(format!("{known} ({place})"))
+        Self(data_error(&why))
     }
 }
 
