@@ -7,6 +7,7 @@
 
 mod answer;
 mod config;
+mod logs;
 mod sigv4;
 mod sts;
 mod xml;
@@ -26,6 +27,7 @@ use crate::{
 use self::{answer::SignedWith, sigv4::Stamp, sts::Role};
 pub(crate) use self::{
     config::AwsKey,
+    logs::AwsLogs,
     sigv4::{Signer, SigningKey},
 };
 
@@ -81,10 +83,37 @@ impl Credentials {
     }
 }
 
-impl AwsKms {
-    /// Media type of awsJson 1.1.
-    const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
+/// Media type of awsJson 1.1.
+const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 
+/// A signed request of awsJson 1.1.
+fn signed(
+    host: &str,
+    target: &'static str,
+    body: &[u8],
+    signer: &Signer,
+    session: &mut Session,
+    now: SystemTime,
+) -> HttpRequest {
+    let stamp = Stamp::new(session.clock.correct(now));
+    let signed = [
+        Some(("content-type", CONTENT_TYPE)),
+        Some(("host", host)),
+        Some(("x-amz-date", stamp.time())),
+        signer
+            .session_token()
+            .map(|token| ("x-amz-security-token", token)),
+        Some(("x-amz-target", target)),
+    ];
+    let authorization = signer.sign(&signed, body, &stamp, &mut session.signing_key);
+    let unsigned = [
+        ("accept", "application/json"),
+        ("authorization", &authorization),
+    ];
+    HttpRequest::post("/", signed.into_iter().flatten().chain(unsigned), body)
+}
+
+impl AwsKms {
     /// Name of the service in a signature's scope, whatever the host is called.
     const SERVICE: &str = "kms";
 
@@ -96,22 +125,7 @@ impl AwsKms {
         session: &mut Session,
         now: SystemTime,
     ) -> HttpRequest {
-        let stamp = Stamp::new(session.clock.correct(now));
-        let signed = [
-            Some(("content-type", Self::CONTENT_TYPE)),
-            Some(("host", self.host.as_str())),
-            Some(("x-amz-date", stamp.time())),
-            signer
-                .session_token()
-                .map(|token| ("x-amz-security-token", token)),
-            Some(("x-amz-target", target)),
-        ];
-        let authorization = signer.sign(&signed, body, &stamp, &mut session.signing_key);
-        let unsigned = [
-            ("accept", "application/json"),
-            ("authorization", &authorization),
-        ];
-        HttpRequest::post("/", signed.into_iter().flatten().chain(unsigned), body)
+        signed(&self.host, target, body, signer, session, now)
     }
 }
 

@@ -11,6 +11,7 @@
 mod answer;
 mod config;
 mod entra;
+mod logs;
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -24,8 +25,8 @@ use crate::{
     text::Clean,
 };
 
-pub(crate) use self::config::AzureKey;
 use self::entra::Entra;
+pub(crate) use self::{config::AzureKey, logs::AzureLogs};
 
 /// One key at Azure Key Vault or in a managed HSM, with the credentials to use it.
 #[derive(Debug)]

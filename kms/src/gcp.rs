@@ -7,6 +7,7 @@
 
 mod answer;
 mod config;
+mod logs;
 mod token;
 
 use std::{fmt, sync::Arc, time::SystemTime};
@@ -21,7 +22,7 @@ use crate::{
     text::Clean,
 };
 
-pub(crate) use self::config::GcpKey;
+pub(crate) use self::{config::GcpKey, logs::GcpLogs};
 use self::{config::KeyName, token::Account};
 
 /// One key at Google Cloud KMS, and the service account that uses it.

@@ -69,6 +69,25 @@ impl Endpoint {
         Ok(endpoint)
     }
 
+    /// The endpoint of a URL that a logging configuration has, or else `default_host`. Without TLS too: whoever connects
+    /// sees to it that events stay in the operator's own networks then.
+    pub(crate) fn of_url(
+        member: &'static str,
+        url: Option<&str>,
+        default_host: &str,
+        roots: Roots,
+    ) -> Result<Self, ConfigError> {
+        let Some(url) = url else {
+            return Ok(Self::at(default_host, roots));
+        };
+        Self::parse(url, roots).ok_or_else(|| {
+            ConfigError::new(
+                member,
+                "a URL of the form https://HOST or https://HOST:PORT, without user, path or query",
+            )
+        })
+    }
+
     /// `host`, with TLS on its usual port.
     pub(crate) fn at(host: &str, roots: Roots) -> Self {
         Self {
@@ -178,10 +197,12 @@ pub enum Roots {
 impl Roots {
     /// Those that a configuration asks for.
     pub(crate) fn from_doc(doc: &KmsConfigDoc) -> Result<Self, ConfigError> {
-        match doc.ca_pem.as_deref() {
-            None => Ok(Self::Public),
-            Some(pem) => Self::from_pem(pem),
-        }
+        Self::of(doc.ca_pem.as_deref())
+    }
+
+    /// Those in `ca_pem`, if there is one.
+    pub(crate) fn of(ca_pem: Option<&str>) -> Result<Self, ConfigError> {
+        ca_pem.map_or(Ok(Self::Public), Self::from_pem)
     }
 
     /// Takes PEM text that can hold certificates. Whether they are any is for the TLS library to say.
@@ -363,7 +384,8 @@ impl<'a> HttpAnswer<'a> {
 
     /// How long the server wants us to wait (RFC 9110, section 10.2.3): in seconds, or as a date, which counts from the
     /// answer's own date.
-    pub(crate) fn retry_after(&self) -> Option<Duration> {
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
         let text = self.header("retry-after")?.trim();
         let pause = match text.parse() {
             Ok(seconds) => Duration::from_secs(seconds),

@@ -18,6 +18,8 @@
 //!
 //! [`LocalKms`] is the exception: it answers at once, without a request.
 //!
+//! [`CloudLogs`] is the way to a cloud's log system with the same kinds of credentials, for the logdriver.
+//!
 //! # Credentials that take a call of their own
 //!
 //! An assumed role, an OAuth grant or a login is one more request before the first. Such a provider names its credential
@@ -38,6 +40,7 @@ mod gcp;
 mod http;
 mod json;
 mod local;
+mod logs;
 mod remote;
 mod rsa;
 mod session;
@@ -63,6 +66,7 @@ pub use self::{
     gcp::GcpKms,
     http::{Endpoint, HttpAnswer, HttpRequest, Roots},
     local::LocalKms,
+    logs::CloudLogs,
     remote::RemoteKms,
     session::Session,
     thales::ThalesKms,

@@ -119,7 +119,8 @@ impl Token {
     }
 
     /// The value of the `Authorization` header, if this is the proof that is wanted.
-    pub(crate) fn header(&self) -> Option<&str> {
+    #[must_use]
+    pub fn header(&self) -> Option<&str> {
         match &self.proof {
             Proof::Header(header) => Some(header.expose()),
             Proof::Aws(_) => None,

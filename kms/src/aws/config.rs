@@ -39,27 +39,7 @@ impl AwsKms {
     pub(crate) fn from_doc(doc: &KmsConfigDoc, key: &AwsKey<'_>) -> Result<Self, ConfigError> {
         let partition = check_region(key.region)?;
         let unwrap_names_key = check_key_id(key.key_id, partition)?;
-        if !is_access_key_id(key.access_key_id) {
-            return Err(ConfigError::new(
-                "accessKeyId",
-                "an AWS access key id, such as AKIA followed by 16 letters and digits",
-            ));
-        }
-        if !visible(key.secret_access_key.expose(), SECRET_ACCESS_KEY_BYTES_MAX) {
-            return Err(ConfigError::new(
-                "secretAccessKey",
-                "an AWS secret access key: 40 visible characters without blanks",
-            ));
-        }
-        if key
-            .session_token
-            .is_some_and(|t| !visible(t.expose(), SESSION_TOKEN_BYTES_MAX))
-        {
-            return Err(ConfigError::new(
-                "sessionToken",
-                "absent, or the session token that goes with temporary credentials, in one line without blanks",
-            ));
-        }
+        check_keys(key.access_key_id, key.secret_access_key, key.session_token)?;
         let endpoint =
             Endpoint::from_doc(doc, &format!("kms.{}.{}", key.region, partition.suffix))?;
         let key_id_json = serde_json::Value::from(key.key_id).to_string();
@@ -84,7 +64,7 @@ impl AwsKms {
                         Endpoint::at(&host, Roots::from_doc(doc)?)
                     }
                 };
-                let role = Role::new(endpoint, signer(Role::SERVICE), &members);
+                let role = Role::new(endpoint, signer(Role::SERVICE), &members, Self::SERVICE);
                 Credentials::Role(Box::new(role))
             }
         };
@@ -96,6 +76,33 @@ impl AwsKms {
             unwrap_names_key,
         })
     }
+}
+
+/// Checks what signs.
+pub(super) fn check_keys(
+    access_key_id: &str,
+    secret_access_key: &Secret<String>,
+    session_token: Option<&Secret<String>>,
+) -> Result<(), ConfigError> {
+    if !is_access_key_id(access_key_id) {
+        return Err(ConfigError::new(
+            "accessKeyId",
+            "an AWS access key id, such as AKIA followed by 16 letters and digits",
+        ));
+    }
+    if !visible(secret_access_key.expose(), SECRET_ACCESS_KEY_BYTES_MAX) {
+        return Err(ConfigError::new(
+            "secretAccessKey",
+            "an AWS secret access key: 40 visible characters without blanks",
+        ));
+    }
+    if session_token.is_some_and(|t| !visible(t.expose(), SESSION_TOKEN_BYTES_MAX)) {
+        return Err(ConfigError::new(
+            "sessionToken",
+            "absent, or the session token that goes with temporary credentials, in one line without blanks",
+        ));
+    }
+    Ok(())
 }
 
 /// Whether `id` can be the id of an access key.
@@ -118,7 +125,7 @@ const DURATION_S: RangeInclusive<u32> = 900..=43_200;
 /// The name under which the role's account logs our sessions, if the configuration has none.
 const SESSION_NAME: &str = "tenant-security-proxy";
 
-fn check_role<'a>(
+pub(super) fn check_role<'a>(
     role: &'a AssumeRoleDoc,
     partition: &Partition,
 ) -> Result<RoleMembers<'a>, ConfigError> {
@@ -189,13 +196,13 @@ fn is_account(text: &str) -> bool {
 
 /// A partition of AWS: regions that share accounts, and the domain that serves them.
 #[derive(Debug, PartialEq, Eq)]
-struct Partition {
+pub(super) struct Partition {
     /// As ARNs name it.
     name: &'static str,
     /// What its regions begin with.
     region_prefix: &'static str,
     /// What the hosts of its services end with.
-    suffix: &'static str,
+    pub(super) suffix: &'static str,
 }
 
 const fn partition(
@@ -233,7 +240,7 @@ impl Partition {
     }
 }
 
-fn check_region(region: &str) -> Result<&'static Partition, ConfigError> {
+pub(super) fn check_region(region: &str) -> Result<&'static Partition, ConfigError> {
     if is_region(region) {
         Ok(Partition::of_region(region))
     } else {

@@ -1,5 +1,5 @@
 //! Assuming a role: `AssumeRole` of AWS STS (AWS STS API Reference; query protocol, version 2011-06-15), signed with the
-//! keys of the configuration. What comes back signs the requests to KMS.
+//! keys of the configuration. What comes back signs the requests to KMS, or to another service.
 //!
 //! The role is the key owner's: its trust policy names who may assume it, and by an external id on whose behalf. So no
 //! key of the owner's ever leaves the owner's account.
@@ -40,6 +40,8 @@ pub(super) struct Role {
     form: Zeroizing<Vec<u8>>,
     /// Where the session's keys will be used.
     region: String,
+    /// The service that they will be used at.
+    service: &'static str,
     credential: CredentialId,
 }
 
@@ -64,7 +66,12 @@ impl Role {
         last: Duration::from_secs(10 * 60),
     };
 
-    pub(super) fn new(endpoint: Endpoint, signer: Signer, members: &RoleMembers<'_>) -> Self {
+    pub(super) fn new(
+        endpoint: Endpoint,
+        signer: Signer,
+        members: &RoleMembers<'_>,
+        service: &'static str,
+    ) -> Self {
         let duration = members.duration_s.map(|seconds| seconds.to_string());
         let fields = [
             Some(("Action", "AssumeRole")),
@@ -77,13 +84,19 @@ impl Role {
         let fields: Vec<_> = fields.into_iter().flatten().collect();
         let form = crate::form::form(&fields);
         // The region is part of the signer, and so of the token that others with this credential share.
-        let credential = signer.credential(&[b"AWS role", endpoint.identity().as_bytes(), &form]);
+        let credential = signer.credential(&[
+            b"AWS role",
+            endpoint.identity().as_bytes(),
+            &form,
+            service.as_bytes(),
+        ]);
         Self {
             host: endpoint.host_header(),
             region: signer.region().to_owned(),
             endpoint,
             signer,
             arn: members.arn.to_owned(),
+            service,
             form,
             credential,
         }
@@ -159,7 +172,7 @@ impl Role {
             secret(&mut keys.secret_access_key),
             Some(secret(&mut keys.session_token)),
             self.region.clone(),
-            super::AwsKms::SERVICE,
+            self.service,
         );
         let proof = Proof::Aws(signer);
         Ok(Token::new(

@@ -12,7 +12,7 @@ use super::{
 use crate::{ConfigError, Endpoint, config::visible, http::Roots, text::is_uuid};
 
 /// Longest client secret, in bytes: real ones have about 40.
-const CLIENT_SECRET_BYTES_MAX: usize = 1024;
+pub(super) const CLIENT_SECRET_BYTES_MAX: usize = 1024;
 
 /// Longest name of a key, in bytes: the API's own limit.
 const KEY_NAME_BYTES_MAX: usize = 127;

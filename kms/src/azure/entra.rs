@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// An application of a directory, and how it gets a token for vaults.
-pub(super) struct Entra {
+pub(crate) struct Entra {
     endpoint: Endpoint,
     path: String,
     /// The URL by which an assertion names the endpoint, and the endpoint knows itself.
@@ -156,7 +156,7 @@ impl Entra {
         self.id
     }
 
-    pub(super) fn step(
+    pub(crate) fn step(
         self: &Arc<Self>,
         refused: Option<&KmsError>,
         clock: &mut Clock,
@@ -242,7 +242,7 @@ impl Entra {
         }
     }
 
-    pub(super) fn read(&self, answer: &HttpAnswer<'_>, now: SystemTime) -> Result<Token, KmsError> {
+    pub(crate) fn read(&self, answer: &HttpAnswer<'_>, now: SystemTime) -> Result<Token, KmsError> {
         #[derive(Deserialize)]
         struct Granted<'a> {
             #[serde(borrow)]

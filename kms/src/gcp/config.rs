@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tsp_wire::{
-    Secret,
+    Secret, logging,
     snapshot::{GcpTokenKind, KmsConfigDoc},
 };
 
@@ -60,6 +60,45 @@ impl GcpKms {
 }
 
 fn account(doc: &KmsConfigDoc, key: &GcpKey<'_>) -> Result<Account, ConfigError> {
+    let (endpoint, path) = match key.token_endpoint {
+        Some(url) => token_endpoint(doc, url)?,
+        None => (
+            Endpoint::at(TOKEN_HOST, Roots::from_doc(doc)?),
+            TOKEN_PATH.to_owned(),
+        ),
+    };
+    Ok(account_at(key, endpoint, path)?.with_way_back(
+        // Whoever has sent us to another KMS than Google's has not asked us to send anything to Google.
+        key.token_endpoint.is_some() || doc.endpoint.is_none(),
+    ))
+}
+
+/// The account of a logging configuration.
+pub(super) fn logging_account(config: &logging::Gcp) -> Result<Account, ConfigError> {
+    let roots = Roots::of(config.ca_pem.as_deref())?;
+    let (endpoint, path) = match config.token_endpoint.as_deref() {
+        None => (Endpoint::at(TOKEN_HOST, roots), TOKEN_PATH.to_owned()),
+        Some(url) => {
+            let (origin, path) = origin_and_path(url)?;
+            let endpoint = Endpoint::parse(origin, roots).ok_or_else(no_token_endpoint)?;
+            (endpoint, path)
+        }
+    };
+    let members = GcpKey {
+        client_email: &config.client_email,
+        private_key: &config.private_key,
+        private_key_id: config.private_key_id.as_deref(),
+        project_id: &config.project_id,
+        location_id: "",
+        key_ring_id: "",
+        crypto_key_id: "",
+        token: GcpTokenKind::Endpoint,
+        token_endpoint: None,
+    };
+    account_at(&members, endpoint, path)
+}
+
+fn account_at(key: &GcpKey<'_>, endpoint: Endpoint, path: String) -> Result<Account, ConfigError> {
     if !visible(key.client_email, EMAIL_BYTES_MAX) || !key.client_email.contains('@') {
         return Err(ConfigError::new(
             "client_email",
@@ -77,23 +116,16 @@ fn account(doc: &KmsConfigDoc, key: &GcpKey<'_>) -> Result<Account, ConfigError>
             "absent, or the `private_key_id` that stands beside the key in Google's JSON file",
         ));
     }
-    let (endpoint, path) = match key.token_endpoint {
-        Some(url) => token_endpoint(doc, url)?,
-        None => (
-            Endpoint::at(TOKEN_HOST, Roots::from_doc(doc)?),
-            TOKEN_PATH.to_owned(),
-        ),
-    };
-    Ok(
-        Account::new(key, private_key, endpoint, path).with_way_back(
-            // Whoever has sent us to another KMS than Google's has not asked us to send anything to Google.
-            key.token_endpoint.is_some() || doc.endpoint.is_none(),
-        ),
-    )
+    Ok(Account::new(key, private_key, endpoint, path))
+}
+
+fn token_endpoint(doc: &KmsConfigDoc, url: &str) -> Result<(Endpoint, String), ConfigError> {
+    let (origin, path) = origin_and_path(url)?;
+    Ok((Endpoint::from_url("tokenEndpoint", origin, doc)?, path))
 }
 
 /// The parts of a URL that may have a path.
-fn token_endpoint(doc: &KmsConfigDoc, url: &str) -> Result<(Endpoint, String), ConfigError> {
+fn origin_and_path(url: &str) -> Result<(&str, String), ConfigError> {
     let path_start = url
         .find("://")
         .and_then(|at| Some(at + 3 + url.get(at + 3..)?.find('/')?));
@@ -108,15 +140,16 @@ fn token_endpoint(doc: &KmsConfigDoc, url: &str) -> Result<(Endpoint, String), C
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"/-._~:@%".contains(&byte));
     if !sound {
-        return Err(ConfigError::new(
-            "tokenEndpoint",
-            "a URL of the form https://HOST/PATH or https://HOST:PORT/PATH, without user or query",
-        ));
+        return Err(no_token_endpoint());
     }
-    Ok((
-        Endpoint::from_url("tokenEndpoint", origin, doc)?,
-        path.to_owned(),
-    ))
+    Ok((origin, path.to_owned()))
+}
+
+fn no_token_endpoint() -> ConfigError {
+    ConfigError::new(
+        "tokenEndpoint",
+        "a URL of the form https://HOST/PATH or https://HOST:PORT/PATH, without user or query",
+    )
 }
 
 /// The name of a key: `projects/P/locations/L/keyRings/R/cryptoKeys/K`.

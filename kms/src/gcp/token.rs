@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// A service account.
-pub(super) struct Account {
+pub(crate) struct Account {
     email: String,
     key: RsaKey,
     key_id: Option<String>,
@@ -39,6 +39,8 @@ pub(super) struct Account {
     /// Where access tokens are given out.
     endpoint: Endpoint,
     path: String,
+    /// What an access token is to be good for.
+    scope: &'static str,
     /// Whether the endpoint may be asked although the account's own tokens were chosen.
     way_back: bool,
     id: CredentialId,
@@ -65,6 +67,7 @@ impl Account {
             kind: members.token,
             endpoint,
             path,
+            scope: SCOPE,
             way_back: false,
             id,
         }
@@ -78,11 +81,16 @@ impl Account {
         }
     }
 
+    /// With access tokens for another service of Google's.
+    pub(super) fn with_scope(self, scope: &'static str) -> Self {
+        Self { scope, ..self }
+    }
+
     pub(super) fn id(&self) -> CredentialId {
         self.id
     }
 
-    pub(super) fn step(
+    pub(crate) fn step(
         self: &Arc<Self>,
         refused: Option<&KmsError>,
         session: &mut Session,
@@ -143,7 +151,7 @@ impl Account {
         let assertion = self.sign(&Claims {
             iss: &self.email,
             sub: None,
-            scope: Some(SCOPE),
+            scope: Some(self.scope),
             aud: TOKEN_AUDIENCE,
             iat,
             exp: iat + LIFE_S,
@@ -172,7 +180,7 @@ impl Account {
     }
 
     /// Takes the access token out of the endpoint's answer.
-    pub(super) fn read(&self, answer: &HttpAnswer<'_>, now: SystemTime) -> Result<Token, KmsError> {
+    pub(crate) fn read(&self, answer: &HttpAnswer<'_>, now: SystemTime) -> Result<Token, KmsError> {
         #[derive(Deserialize)]
         struct Granted<'a> {
             #[serde(borrow)]
@@ -244,7 +252,7 @@ const KMS_AUDIENCE: &str = "https://cloudkms.googleapis.com/";
 /// Whom assertions are for, likewise.
 const TOKEN_AUDIENCE: &str = "https://oauth2.googleapis.com/token";
 
-/// All that an access token is to be good for.
+/// All that an access token is to be good for, unless it is for another service.
 const SCOPE: &str = "https://www.googleapis.com/auth/cloudkms";
 
 /// How long a token is good, in seconds: the longest that Google takes.
