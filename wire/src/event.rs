@@ -129,7 +129,7 @@ impl SecurityEvent<'_, '_> {
 }
 
 /// Appends RFC 3339 in UTC with milliseconds, such as `2023-11-14T22:13:20.000Z`.
-fn push_timestamp(out: &mut Vec<u8>, timestamp_ms: i64) {
+pub fn push_timestamp(out: &mut Vec<u8>, timestamp_ms: i64) {
     let clamped = timestamp_ms.clamp(TIMESTAMP_MS.0, TIMESTAMP_MS.1);
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(clamped) * 1_000_000)
         .unwrap_or(OffsetDateTime::UNIX_EPOCH);
