@@ -51,7 +51,7 @@ class Prometheus:
             sys.exit("skipped: prometheus is not installed; ./x setup does that")
         self.data = data
         self.url = f"http://127.0.0.1:{free_port()}"
-        jobs = [{"job_name": job, "static_configs": [{"targets": [address]}]} for job, address in targets]
+        jobs = [{"job_name": job, "static_configs": [{"targets": addresses}]} for job, addresses in targets.items()]
         # JSON is YAML.
         config = {
             "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": "1s"},
@@ -101,14 +101,17 @@ def main():
     parser.add_argument("--keep", type=Path)
     parser.add_argument("target", nargs="+", help="JOB=ADDRESS")
     options = parser.parse_args()
-    targets = [tuple(target.split("=", 1)) for target in options.target]
+    targets = {}
+    for target in options.target:
+        job, address = target.split("=", 1)
+        targets.setdefault(job, []).append(address)
     with tempfile.TemporaryDirectory() as folder:
         data = options.keep or Path(folder)
         data.mkdir(exist_ok=True)
         with Prometheus(targets, data) as prometheus:
             # Rates want a few scrapes, and as many are waited for.
             scrapes = max(3, options.seconds // SCRAPE_SECONDS)
-            wanted = " and ".join(f'on() count_over_time(up{{job="{job}"}}[1h]) >= {scrapes}' for job, _ in targets)
+            wanted = " and ".join(f'on() min(count_over_time(up{{job="{job}"}}[1h])) >= {scrapes}' for job in targets)
             give_up = time.monotonic() + 60 + 2 * options.seconds
             while not prometheus.found(wanted.removeprefix("on() ")):
                 assert time.monotonic() < give_up, "the targets are not scraped"
@@ -119,14 +122,14 @@ def main():
 
 def examine(prometheus, targets):
     failed = 0
-    for job, address in targets:
+    for job, addresses in targets.items():
         board = BOARDS[job]
-        up = prometheus.found(f'up{{job="{job}"}} == 1')
+        up = len(prometheus.found(f'up{{job="{job}"}} == 1')) == len(addresses)
         asked = list(queries(board))
         empty = [title for title, expression in asked if not prometheus.found(expression)]
-        well = bool(up) and len(empty) * 2 < len(asked)
+        well = up and len(empty) * 2 < len(asked)
         failed |= not well
-        print(f"{'ok' if well else 'not ok'} {board} at {address}: {len(asked)} queries, {len(asked) - len(empty)} find something")
+        print(f"{'ok' if well else 'not ok'} {board} at {', '.join(addresses)}: {len(asked)} queries, {len(asked) - len(empty)} find something")
         print(f"  nothing: {', '.join(sorted(set(empty))) or 'none'}")
     rules = json.loads(prometheus.ask("/api/v1/rules"))["data"]["groups"]
     rules = [rule for group in rules for rule in group["rules"]]

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Draws a dashboard from what deploy/live.py --keep FOLDER has recorded: every panel's own queries, over that time, by a real Prometheus.
 
-    deploy/picture.py --board tsp-all-metrics FOLDER docs/load/dashboard.png
+    loadtest/misbehave.py dashboard --keep FOLDER
+    deploy/picture.py --sections 3 FOLDER docs/load/dashboard.png
 
 It stands in for Grafana where that cannot be had: places, queries, units and legends are the dashboard's, the drawing is not
 Grafana's. Wants matplotlib (pip install matplotlib) beside Debian's Prometheus."""
@@ -100,16 +101,20 @@ def draw(prometheus, panel, axes, begin, end):
 def main():
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
     parser.add_argument("--board", default="tsp-all-metrics")
-    parser.add_argument("--dpi", type=int, default=110)
+    parser.add_argument("--dpi", type=int, default=90)
+    parser.add_argument("--sections", type=int, help="so many from the top (default: all)")
     parser.add_argument("folder", type=Path)
     parser.add_argument("picture", type=Path)
     options = parser.parse_args()
     board = json.loads((HERE / f"grafana/dashboards/{options.board}.json").read_text())
-    with Prometheus([], options.folder) as prometheus:
+    with Prometheus({}, options.folder) as prometheus:
         seen = json.loads(prometheus.ask("/api/v1/query", query="min(min_over_time(timestamp(up)[1h:1s]))"))["data"]["result"]
         last = json.loads(prometheus.ask("/api/v1/query", query="max(max_over_time(timestamp(up)[1h:1s]))"))["data"]["result"]
         begin, end = float(seen[0]["value"][1]), float(last[0]["value"][1])
         panels = board["panels"]
+        heads = [number for number, one in enumerate(panels) if one["type"] == "row"]
+        if options.sections and options.sections < len(heads):
+            panels = panels[: heads[options.sections]]
         rows = max(one["gridPos"]["y"] + one["gridPos"]["h"] for one in panels)
         figure = plt.figure(figsize=(24 * INCH_PER_COLUMN, rows * INCH_PER_ROW))
         for panel in panels:

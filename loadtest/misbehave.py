@@ -9,6 +9,7 @@
     loadtest/misbehave.py isolation  # one tenant's key hangs for 10 s under load: the others' latency, what a refusal costs
     loadtest/misbehave.py expiry     # leased keys that end all the time, against such that do not: latency, waits for the KMS
     loadtest/misbehave.py tokens     # 3,000 operations at once that have no token yet: token calls
+    loadtest/misbehave.py dashboard  # three minutes at two proxies, in the second one AWS throttles: what deploy/picture.py draws
 
 Each run starts kmssim and tsp on free ports and ends both. The two share the machine with loadgen, so times and rates are lower
 bounds; counts are what the runs are for."""
@@ -416,16 +417,43 @@ def tokens(folder):
                         print("  ", report["first_failure"])
 
 
-RUNS = {run.__name__: run for run in (batch, closing, cold, expiry, faults, isolation, tokens)}
+def dashboard(folder):
+    """All operations at two proxies for three minutes. In the second one AWS throttles six of ten calls."""
+    minutes, rate = 3, 150
+    folders = [folder / name for name in ("first", "second")]
+    for one in folders:
+        one.mkdir()
+    with Kmssim(folder, "--gcp-token-endpoint") as kmssim:
+        with Tsp(folders[0], kmssim.config) as first, Tsp(folders[1], kmssim.config) as second:
+            live = [ROOT / "deploy/live.py", "--seconds", 60 * minutes, "--keep", KEEP, f"tsp={first.health}", f"tsp={second.health}"]
+            with Child(live) as live:
+                tenants = ",".join(f"tenant-{n}" for n in range(1, 5))
+                mix = ["unwrap=70,wrap=25,rekey=5", "--tenants", tenants, "--rate", rate, "--connections", 16, "--warm-up", 0]
+                load = [*mix, "--requests", rate * 60 * minutes, "--arrivals", "poisson"]
+                callers = [threading.Thread(target=tsp.load, args=(one, *load)) for tsp, one in ((first, folders[0]), (second, folders[1]))]
+                for caller in callers:
+                    caller.start()
+                time.sleep(60)
+                kmssim.order("POST", "/faults", {"kind": "throttle", "percent": 60, "target": {"provider": "aws"}})
+                time.sleep(60)
+                kmssim.order("DELETE", "/faults")
+                live.process.wait()
+                for caller in callers:
+                    caller.join()
+
+
+RUNS = {run.__name__: run for run in (batch, closing, cold, dashboard, expiry, faults, isolation, tokens)}
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("run", choices=RUNS)
 options.add_argument("--bin", type=Path, default=ROOT / "target/release", help="folder of the programs (default: %(default)s)")
 options.add_argument("--io", choices=("epoll", "uring"), default="epoll", help="the proxy's I/O back end (default: %(default)s)")
 options.add_argument("--rounds", type=int, default=7, help="rounds of isolation and expiry (default: %(default)s)")
 options.add_argument("--rate", type=int, default=1500, help="wraps a second in expiry, and for the others in isolation (default: %(default)s)")
+options.add_argument("--keep", type=Path, default=Path("prometheus-data"), help="folder for dashboard's data (default: %(default)s)")
 options = options.parse_args()
 ROUNDS = options.rounds
 RATE = options.rate
+KEEP = options.keep
 IO = options.io
 BIN = options.bin.resolve()
 for program in ("tsp", "kmssim", "loadgen"):

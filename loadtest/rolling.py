@@ -7,7 +7,8 @@ again, while clients wrap and unwrap. Not one request may fail, and each unwrap 
     loadtest/rolling.py --rounds 1 --requests 2000         # as ./x test does
 
 Everything is on loopback, on free ports, and ends with this script. HAProxy (Debian's package) asks /ready ten times a second, and
-sends again what met a connection that was just being closed: wrap and unwrap may be sent twice, as they leave nothing behind.
+sends again what met a connection that was just being closed, or a proxy that said 503 because it has just been started at the
+same address and has no configuration yet: wrap and unwrap may be sent twice, as they leave nothing behind.
 What a restart costs without that is shown with --no-resend. Exit code 1 if a request failed, or a proxy did not end with 0."""
 
 import argparse
@@ -213,7 +214,7 @@ async def run(options, folder):
     for proxy in proxies:
         await proxy.wait_until_ready()
     (port,) = free_ports(1)
-    retry = "conn-failure" if options.no_resend else "conn-failure empty-response response-timeout"
+    retry = "conn-failure" if options.no_resend else "conn-failure empty-response response-timeout 503"
     servers = "\n".join(f"    server proxy{one.number} 127.0.0.1:{one.http} port {one.health}" for one in proxies)
     (folder / "haproxy.cfg").write_text(HAPROXY.format(port=port, retry=retry, servers=servers))
     haproxy = child([options.haproxy, "-db", "-q", "-f", folder / "haproxy.cfg"])
