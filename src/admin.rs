@@ -6,8 +6,9 @@
 //! | `/ready`, `/health` | every shard has its configuration, and it is young enough | the body says why not |
 //! | `/metrics` | the metrics | |
 //!
-//! With an admin token there is one command: `POST /admin/tenants/{id}/forget`, which drops all keys that are held in memory
-//! for a tenant, on every shard, and answers when that is done.
+//! With an admin token there are two commands. `POST /admin/tenants/{id}/forget` drops all keys that are held in memory for a
+//! tenant, on every shard, and answers when that is done. `PUT /admin/log-level` takes a log filter, spelt as `RUST_LOG` is,
+//! until the next start; `GET` tells the one in force.
 
 use std::{
     cell::{Cell, RefCell},
@@ -21,7 +22,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
@@ -38,6 +39,7 @@ use tsp_wire::{ApiKey, TenantId};
 
 use crate::{
     config::{HEALTH_CONNECTIONS_MAX, HEALTH_HEAD_TIMEOUT},
+    logs::LogFilter,
     metrics::Scrape,
 };
 
@@ -47,6 +49,9 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Longest wait for all shards to drop a tenant's keys. It takes them a millisecond.
 const FORGET_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Longest log filter, in bytes.
+const LOG_FILTER_BYTES_MAX: usize = 1024;
+
 /// The commands, and who may give them.
 #[derive(Debug)]
 pub struct Admin {
@@ -54,6 +59,8 @@ pub struct Admin {
     pub token: Option<ApiKey>,
     /// Drops a tenant's keys.
     pub forgetter: Forgetter,
+    /// What log lines are written.
+    pub log_filter: LogFilter,
 }
 
 /// The state that probes ask about. The control loop keeps it true.
@@ -148,8 +155,8 @@ pub async fn serve<R: Rt>(
             let (admin, clock) = (Rc::clone(&admin), clock.clone());
             async move {
                 let (method, path) = (request.method(), request.uri().path());
-                Ok::<_, Infallible>(match path.strip_prefix("/admin/") {
-                    Some(command) => admin.carry_out(&clock, command, &request).await,
+                Ok::<_, Infallible>(match path.strip_prefix("/admin/").map(str::to_owned) {
+                    Some(command) => admin.carry_out(&clock, &command, request).await,
                     None => respond(method, path, &health, &scrape),
                 })
             }
@@ -229,11 +236,7 @@ fn respond(method: &Method, path: &str, health: &Health, scrape: &Scrape) -> Res
         );
     }
     if ![Method::GET, Method::HEAD].contains(method) {
-        let mut response = json(StatusCode::METHOD_NOT_ALLOWED, "not allowed", &["use GET"]);
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return response;
+        return not_allowed("use GET", "GET, HEAD");
     }
     match path {
         "/metrics" => {
@@ -261,7 +264,7 @@ impl Admin {
         &self,
         rt: &R,
         command: &str,
-        request: &Request<Incoming>,
+        request: Request<Incoming>,
     ) -> Response<Full<Bytes>> {
         let Some(token) = &self.token else {
             let why = "the admin API is off; TSP_ADMIN_TOKEN switches it on";
@@ -273,21 +276,21 @@ impl Admin {
             let why = "present the admin token: `Authorization: Bearer TOKEN`";
             return json(StatusCode::UNAUTHORIZED, "unauthorized", &[why]);
         }
+        if command == "log-level" {
+            return self.log_level(rt, request).await;
+        }
         let tenant = command
             .strip_prefix("tenants/")
             .and_then(|rest| rest.strip_suffix("/forget"))
             .and_then(|id| percent_decode_str(id).decode_utf8().ok())
             .and_then(|id| TenantId::new(&id));
         let Some(tenant) = tenant else {
-            let why = "there is POST /admin/tenants/{id}/forget, with the id percent-encoded";
+            let why = "there are POST /admin/tenants/{id}/forget, with the id percent-encoded, and GET and PUT \
+                       /admin/log-level";
             return json(StatusCode::NOT_FOUND, "not found", &[why]);
         };
         if request.method() != Method::POST {
-            let mut response = json(StatusCode::METHOD_NOT_ALLOWED, "not allowed", &["use POST"]);
-            response
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("POST"));
-            return response;
+            return not_allowed("use POST", "POST");
         }
         let forgotten = self.forgetter.forget(&tenant);
         match tsp_rt::timeout(rt, FORGET_TIMEOUT, forgotten).await {
@@ -309,6 +312,44 @@ impl Admin {
             }
         }
     }
+
+    /// Tells the log filter in force, or takes another one until the next start.
+    async fn log_level<R: Rt>(&self, rt: &R, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let told = |filter: &LogFilter| json(StatusCode::OK, &filter.text(), &[]);
+        match *request.method() {
+            Method::GET => return told(&self.log_filter),
+            Method::PUT => {}
+            _ => return not_allowed("use GET or PUT", "GET, PUT"),
+        }
+        let body = Limited::new(request.into_body(), LOG_FILTER_BYTES_MAX).collect();
+        let text = match tsp_rt::timeout(rt, FORGET_TIMEOUT, body).await {
+            Ok(Ok(body)) => String::from_utf8(body.to_bytes().to_vec()).unwrap_or_default(),
+            Ok(Err(_)) | Err(_) => String::new(),
+        };
+        let text = text.trim();
+        if text.is_empty() {
+            let why =
+                "send a filter as RUST_LOG spells it, such as `debug` or `info,tsp_shards=debug`";
+            return json(StatusCode::BAD_REQUEST, "bad request", &[why]);
+        }
+        match self.log_filter.set(text) {
+            Ok(()) => {
+                tracing::warn!(
+                    filter = self.log_filter.text(),
+                    "the admin API set the log filter"
+                );
+                told(&self.log_filter)
+            }
+            Err(why) => json(StatusCode::BAD_REQUEST, "bad request", &[&why]),
+        }
+    }
+}
+
+fn not_allowed(why: &str, allowed: &'static str) -> Response<Full<Bytes>> {
+    let mut response = json(StatusCode::METHOD_NOT_ALLOWED, "not allowed", &[why]);
+    let headers = response.headers_mut();
+    headers.insert(ALLOW, HeaderValue::from_static(allowed));
+    response
 }
 
 fn json(status: StatusCode, text: &str, reasons: &[&str]) -> Response<Full<Bytes>> {

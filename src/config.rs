@@ -135,10 +135,12 @@ pub enum Mode {
 /// All that the process is told, checked.
 #[derive(Debug)]
 pub struct ProcessConfig {
-    /// `API_KEY`; `None` only in [`Mode::Dev`].
+    /// `API_KEY`; `None` only in [`Mode::Dev`], or with a file of keys.
     pub api_key: Option<ApiKey>,
     /// `API_KEY_2`.
     pub api_key_2: Option<ApiKey>,
+    /// `TSP_API_KEYS_FILE`.
+    pub api_keys_file: Option<PathBuf>,
     /// `TSP_CONFIG_FILE`. In [`Mode::Serve`] there is this one or a broker.
     pub config_file: Option<PathBuf>,
     /// The service account's variables, where there is no file.
@@ -203,10 +205,12 @@ impl ProcessConfig {
             warnings: Vec::new(),
         };
         let api_key = reader.api_key("API_KEY");
-        if api_key.is_none() && mode == Mode::Serve && !reader.has_problem_with("API_KEY") {
+        let api_keys_file = reader.text("TSP_API_KEYS_FILE").map(PathBuf::from);
+        let needed = mode == Mode::Serve && api_keys_file.is_none();
+        if api_key.is_none() && needed && !reader.has_problem_with("API_KEY") {
             reader.problem(
                 "API_KEY",
-                "not set; applications must present it, so there is no default",
+                "not set; applications must present it, so there is no default. TSP_API_KEYS_FILE does as well",
             );
         }
         let api_key_2 = reader.api_key("API_KEY_2");
@@ -299,6 +303,7 @@ impl ProcessConfig {
         Ok(Self {
             api_key,
             api_key_2,
+            api_keys_file,
             config_file,
             broker,
             config_age_max,

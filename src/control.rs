@@ -20,9 +20,10 @@ use crate::{
     admin::Health,
     config::{DRAIN_MAX, FILE_CHECK_EVERY, FILE_RETRY_EVERY, PROBLEMS_MAX, Problem},
     events::EventThread,
-    metrics::ControlMetrics,
+    metrics::{ControlMetrics, KeyMetrics},
     source::{
         Ask, Polled,
+        keys::Keys,
         look::{Looked, New, Outcome},
     },
 };
@@ -73,6 +74,7 @@ pub(crate) struct Control<R> {
     pub(crate) commands: mailbox::Receiver<Command>,
     /// For the drain's thread to report back.
     pub(crate) commander: mailbox::Sender<Command>,
+    pub(crate) key_metrics: KeyMetrics,
     pub(crate) when_ready: Option<WhenReady>,
     /// How long a configuration serves after it was known to be true.
     pub(crate) age_max: Duration,
@@ -245,8 +247,12 @@ impl<R: Rt> Control<R> {
             outcome,
             age,
             tls,
+            keys,
+            account,
         } = looked;
+        self.looked_at_account(account);
         self.looked_at_tls(tls);
+        self.looked_at_keys(keys);
         let same = new.is_none();
         if let Some(New { snapshot, left_out }) = new {
             state.only_secrets = left_out.is_none();
@@ -294,6 +300,7 @@ impl<R: Rt> Control<R> {
             Polled::Same | Polled::StillFailed | Polled::NotAsked => {}
             Polled::New(tls) => {
                 self.metrics.tls_reloads.inc();
+                self.metrics.certificate(&tls);
                 tracing::info!(
                     certificate = tls.fingerprint(),
                     "the client API has a new certificate"
@@ -308,6 +315,50 @@ impl<R: Rt> Control<R> {
                     tracing::error!(
                         place = problem.place,
                         "the last good certificate stays in force: {problem}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Takes note of the file with the service account.
+    fn looked_at_account(&self, account: Polled<()>) {
+        match account {
+            Polled::Same | Polled::StillFailed | Polled::NotAsked => {}
+            Polled::New(_) => {
+                self.metrics.account_reloads.inc();
+                tracing::info!("the file with the service account has changed");
+            }
+            Polled::Failed(problems) => {
+                self.metrics.account_reload_failures.inc();
+                for problem in problems {
+                    tracing::error!(
+                        place = problem.place,
+                        "the last good service account stays in force: {problem}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Takes note of the keys that applications present.
+    fn looked_at_keys(&mut self, keys: Polled<Keys>) {
+        match keys {
+            Polled::Same | Polled::StillFailed | Polled::NotAsked => {}
+            Polled::New(keys) => {
+                self.metrics.api_keys_reloads.inc();
+                self.key_metrics.follow(&keys);
+                if let Some(shards) = &mut self.shards {
+                    shards.renew_api_keys(&keys.api_keys);
+                }
+                tracing::info!(listed = keys.listed, "the API keys have changed");
+            }
+            Polled::Failed(problems) => {
+                self.metrics.api_keys_reload_failures.inc();
+                for problem in problems {
+                    tracing::error!(
+                        place = problem.place,
+                        "the last good API keys stay in force: {problem}"
                     );
                 }
             }

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+mod api_key;
 pub mod config;
 mod control;
 pub mod cores;
@@ -30,6 +31,7 @@ mod recover;
 mod secrets;
 mod signals;
 pub mod source;
+mod top;
 
 use std::{
     convert::Infallible, fmt, io, net::SocketAddr, path::PathBuf, rc::Rc, sync::Arc, thread,
@@ -39,7 +41,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, never, select};
 use tokio::sync::oneshot;
 use tsp_rt::{Backend, Probe, RingFlag, Rt as _, mailbox, tls::ServerTls};
-use tsp_shards::{ApiKeys, EventsConfig, Limits, ShardEnd, ShardSet, ShardsConfig, SpawnError};
+use tsp_shards::{EventsConfig, Limits, ShardEnd, ShardSet, ShardsConfig, SpawnError};
 
 use crate::{
     admin::{Admin, Health},
@@ -50,17 +52,19 @@ use crate::{
     events::EventThread,
     greeting::Keys,
     logs::Logs,
-    metrics::{ControlMetrics, Scrape},
+    metrics::{ControlMetrics, KeyMetrics, Scrape},
     prepare::{First, Prepared},
     secrets::keeper,
     source::{dev, look},
 };
 
 pub use self::{
+    api_key::{ApiKeyOptions, create_api_key},
     doctor::{DoctorOptions, Doctored, doctor},
     health::{HealthOptions, health},
     recover::{RecoverOptions, recover},
     secrets::command::{SecretsAction, SecretsOptions, secrets},
+    top::{TopOptions, URL as TOP_URL, top},
 };
 
 /// Scrapes on the API's port that wait for their text. A scraper asks every few seconds.
@@ -169,7 +173,7 @@ pub fn dev(options: &DevOptions) -> Result<(), RunError> {
         .map_err(|problem| RunError::Configuration(vec![problem]))?
         .unzip();
     let mut prepared = Prepared::dev(options, account).map_err(RunError::Configuration)?;
-    let key = prepared.api_key.expose().to_owned();
+    let key = prepared.api_key.clone();
     let state = options.state.clone();
     if let Some(path) = &state
         && dev::state_is_open_to_others(path)
@@ -193,7 +197,8 @@ pub fn dev(options: &DevOptions) -> Result<(), RunError> {
     run(
         prepared,
         Some(Box::new(move |listening| {
-            greeting::greet(listening, &key, &keys)
+            let key = key.as_ref().map_or("", |key| key.expose());
+            greeting::greet(listening, key, &keys);
         })),
     )
 }
@@ -270,8 +275,10 @@ fn run_logged(
 ) -> Result<(), RunError> {
     let Prepared {
         config,
-        api_key,
+        api_key: _,
+        keys,
         plan,
+        limits,
         probe,
         lookout,
         tls,
@@ -281,16 +288,26 @@ fn run_logged(
     for warning in &config.warnings {
         tracing::warn!(place = warning.place, "{warning}");
     }
-    match tsp_rt::raise_limits() {
-        Ok(limits) => tracing::debug!("{limits}"),
+    match &limits {
+        Ok(limits) => {
+            tracing::debug!("{limits}");
+            if let Some(advice) = limits.advice(probe.backend) {
+                tracing::warn!("{advice}");
+            }
+        }
         Err(error) => {
-            tracing::warn!(%error, "the limits of open files and locked memory stay as they are")
+            tracing::warn!(%error, "the limits of open files and locked memory stay as they are");
         }
     }
     let internal =
         |what: &str, why: &dyn fmt::Display| RunError::Internal(format!("{what}: {why}"));
     let metrics =
         ControlMetrics::new(&probe).map_err(|why| internal("metrics cannot be made", &why))?;
+    if let Some(tls) = &tls {
+        metrics.certificate(tls);
+    }
+    let mut key_metrics = KeyMetrics::new(&metrics);
+    key_metrics.follow(&keys);
     let mut instance = [0; 8];
     getrandom::fill(&mut instance).map_err(|why| internal("no random numbers", &why))?;
 
@@ -333,7 +350,7 @@ fn run_logged(
         unix: config.unix,
         backend: probe.backend,
         cpus: plan.shard_cpus.clone(),
-        api_keys: ApiKeys::new(api_key, config.api_key_2),
+        api_keys: Arc::clone(&keys.api_keys),
         limits: Limits {
             lease_revalidate: config.lease_revalidate,
             lease_max_age: config.lease_max_age,
@@ -398,6 +415,7 @@ fn run_logged(
     let health = Rc::new(Health::starting(plan.shard_cpus.len()));
     let admin = Admin {
         token: config.admin_token,
+        log_filter: logs.filter(),
         forgetter: shards.forgetter(),
     };
     let announce = Box::new(move |published: &Published| {
@@ -424,6 +442,7 @@ fn run_logged(
             health,
             commands,
             commander,
+            key_metrics,
             when_ready: Some(announce),
             age_max: config.config_age_max,
         };

@@ -25,6 +25,7 @@ use tracing_subscriber::{
     EnvFilter, Layer,
     layer::{Context, SubscriberExt as _},
     registry::{LookupSpan, Registry},
+    reload,
 };
 
 /// The filter when `RUST_LOG` is not set: everything worth knowing, but no line per operation.
@@ -79,6 +80,34 @@ pub fn filter(text: Option<&str>) -> Result<EnvFilter, String> {
 pub struct Logs {
     _worker: WorkerGuard,
     dropped: ErrorCounter,
+    filter: LogFilter,
+}
+
+/// The filter in force, and the way to another one while the process runs. Lines that it leaves out cost as little as before.
+#[derive(Clone, Debug)]
+pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
+
+impl LogFilter {
+    /// The filter's layer, and what changes it.
+    pub(crate) fn new(filter: EnvFilter) -> (reload::Layer<EnvFilter, Registry>, Self) {
+        let (layer, handle) = reload::Layer::new(filter);
+        (layer, Self(handle))
+    }
+
+    /// Filters by `text` from now on, spelt as `RUST_LOG` is.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn set(&self, text: &str) -> Result<(), String> {
+        let filter = filter(Some(text))?;
+        self.0.reload(filter).map_err(|why| why.to_string())
+    }
+
+    /// The filter in force, as `RUST_LOG` would spell it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.0.with_current(ToString::to_string).unwrap_or_default()
+    }
 }
 
 impl Logs {
@@ -93,14 +122,22 @@ impl Logs {
             .thread_name("tsp-log")
             .finish(BufWriter::with_capacity(OUT_BUFFER_BYTES, io::stdout()));
         let dropped = lines.error_counter();
+        let (layer, filter) = LogFilter::new(filter);
         tracing::subscriber::set_global_default(
-            Registry::default().with(filter).with(JsonLines::new(lines)),
+            Registry::default().with(layer).with(JsonLines::new(lines)),
         )?;
         panic::set_hook(Box::new(log_panic));
         Ok(Self {
             _worker: worker,
             dropped,
+            filter,
         })
+    }
+
+    /// The filter in force, to be changed.
+    #[must_use]
+    pub fn filter(&self) -> LogFilter {
+        self.filter.clone()
     }
 
     /// Counts lines that were dropped because standard output was too slow.

@@ -9,8 +9,8 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use tsp::{
-    Checked, DevOptions, DoctorOptions, Doctored, HealthOptions, RecoverOptions, RunError,
-    SecretsAction, SecretsOptions,
+    ApiKeyOptions, Checked, DevOptions, DoctorOptions, Doctored, HealthOptions, RecoverOptions,
+    RunError, SecretsAction, SecretsOptions, TopOptions,
 };
 
 // Chosen for its memory, not for its speed: tuning.md.
@@ -45,11 +45,51 @@ enum Command {
     Health(Health),
     /// Serves made-up tenants on loopback, with nothing to configure
     Dev(Dev),
+    /// Shows what a proxy does, again and again, from its metrics
+    Top(Top),
     /// Shows, rotates and backs up the secrets that keys are derived from
     #[command(subcommand, disable_help_subcommand = true)]
     Secrets(SecretsCommand),
+    /// Makes keys for the file that TSP_API_KEYS_FILE names
+    #[command(subcommand, disable_help_subcommand = true)]
+    ApiKey(ApiKeyCommand),
     /// Opens EDEKs and tenant secrets without a proxy, and prints the keys: for disasters
     Recover(Recover),
+}
+
+#[derive(Args, Debug)]
+struct Top {
+    /// Where the proxy tells its metrics: the health listener
+    #[arg(long, default_value = tsp::TOP_URL)]
+    url: String,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    every: f64,
+    /// Ends after the first frame
+    #[arg(long)]
+    once: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum ApiKeyCommand {
+    /// Prints a new key, which is kept nowhere, and below it the line that goes under [keys] in the file
+    Create(ApiKeyCreate),
+}
+
+#[derive(Args, Debug)]
+struct ApiKeyCreate {
+    /// What the key is called in the file, the metrics and the log: letters, digits, - and _
+    #[arg(long)]
+    label: String,
+    /// Limits it to this tenant; may be given several times [default: all]
+    #[arg(long, value_name = "ID")]
+    tenant: Vec<String>,
+    /// Limits it to this operation, such as document/unwrap; may be given several times [default: all]
+    #[arg(long, value_name = "PATH")]
+    operation: Vec<String>,
+    /// When it ends, such as 2027-01-01T00:00:00Z [default: never]
+    #[arg(long, value_name = "TIME")]
+    expires: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -270,6 +310,23 @@ fn main() -> ExitCode {
                 let _ = writeln!(io::stderr(), "tsp: {line}");
             })
         }
+        Some(Command::Top(Top { url, every, once })) => tsp::top(&TopOptions {
+            url,
+            every_s: every,
+            once,
+        }),
+        Some(Command::ApiKey(ApiKeyCommand::Create(ApiKeyCreate {
+            label,
+            tenant,
+            operation,
+            expires,
+        }))) => tsp::create_api_key(&ApiKeyOptions {
+            label,
+            tenants: tenant,
+            operations: operation,
+            expires,
+        })
+        .and_then(|text| print_whole(text.as_bytes())),
         Some(Command::Secrets(command)) => {
             tsp::secrets(&command.options()).and_then(|text| print_whole(text.as_bytes()))
         }

@@ -1,17 +1,18 @@
 //! What the control plane counts, and the text of a scrape: its own families beside those of the shards.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use prometheus::{
     Encoder as _, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-    proto::{Counter, Metric, MetricFamily, MetricType},
+    core::{Collector, Desc},
+    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 use tracing_appender::non_blocking::ErrorCounter;
-use tsp_rt::Probe;
-use tsp_shards::MetricsHub;
+use tsp_rt::{Probe, tls::ServerTls};
+use tsp_shards::{KeyUses, MetricsHub};
 
-use crate::events::EventCounters;
+use crate::{events::EventCounters, source::keys::Keys};
 
 /// Events that the event thread loses count in the same family as those that the shards could not hand over.
 const EVENT_FAILURES: &str = "tsp_real_time_security_event_failures_total";
@@ -20,6 +21,7 @@ const EVENT_FAILURES: &str = "tsp_real_time_security_event_failures_total";
 #[derive(Clone, Debug)]
 pub struct ControlMetrics {
     registry: Registry,
+    certificate_expiry: IntGauge,
     /// Unix time, in seconds, of the last good look at the configuration.
     pub last_refresh: IntGauge,
     /// Failed looks at it.
@@ -38,6 +40,14 @@ pub struct ControlMetrics {
     pub tls_reloads: IntCounter,
     /// Those that could not be.
     pub tls_reload_failures: IntCounter,
+    /// New states of the file with the service account.
+    pub account_reloads: IntCounter,
+    /// Those that could not be used.
+    pub account_reload_failures: IntCounter,
+    /// New states of the keys that applications present.
+    pub api_keys_reloads: IntCounter,
+    /// Those that could not be used.
+    pub api_keys_reload_failures: IntCounter,
     /// 1 when `/ready` says so.
     pub ready: IntGauge,
     /// The event thread's.
@@ -72,7 +82,13 @@ impl ControlMetrics {
         ];
         info.with_label_values(&labels).set(1);
         registry.register(Box::new(info))?;
+        // Registered with the first certificate: without one there is nothing to tell.
+        let certificate_expiry = IntGauge::new(
+            "tsp_tls_certificate_expiry_timestamp_seconds",
+            "Unix time at which the certificate of the client API ends.",
+        )?;
         Ok(Self {
+            certificate_expiry,
             last_refresh: gauge(
                 "tsp_kms_last_config_refresh_timestamp_seconds",
                 "Unix time of the last good refresh of the configuration.",
@@ -103,6 +119,22 @@ impl ControlMetrics {
                 "tsp_tls_reload_failures_total",
                 "New certificates of the client API that could not be used.",
             )?,
+            account_reloads: counter(
+                "tsp_service_account_reloads_total",
+                "New states of the file with the service account that were taken.",
+            )?,
+            account_reload_failures: counter(
+                "tsp_service_account_reload_failures_total",
+                "New states of the file with the service account that could not be used.",
+            )?,
+            api_keys_reloads: counter(
+                "tsp_api_keys_reloads_total",
+                "New states of the API keys that were taken.",
+            )?,
+            api_keys_reload_failures: counter(
+                "tsp_api_keys_reload_failures_total",
+                "New states of the API keys that could not be used.",
+            )?,
             ready: gauge("tsp_ready", "Whether /ready answers 200.")?,
             events: EventCounters {
                 pushed: counter(
@@ -118,6 +150,114 @@ impl ControlMetrics {
             },
             registry,
         })
+    }
+
+    /// Tells when the certificate that is in force ends.
+    pub fn certificate(&self, tls: &ServerTls) {
+        self.certificate_expiry.set(tls.expires_s());
+        // Refused when it is there already.
+        drop(
+            self.registry
+                .register(Box::new(self.certificate_expiry.clone())),
+        );
+    }
+}
+
+/// Keeps the series of API keys to those that there are.
+#[derive(Debug)]
+pub(crate) struct KeyMetrics {
+    registry: Registry,
+    followed: Vec<UseOfKey>,
+}
+
+impl KeyMetrics {
+    pub(crate) fn new(metrics: &ControlMetrics) -> Self {
+        Self {
+            registry: metrics.registry.clone(),
+            followed: Vec::new(),
+        }
+    }
+
+    /// Has these keys, and no others, in the next scrape.
+    pub(crate) fn follow(&mut self, keys: &Keys) {
+        for gone in self.followed.drain(..) {
+            // Whatever is followed was registered.
+            drop(self.registry.unregister(Box::new(gone)));
+        }
+        for (name, uses) in &keys.uses {
+            match UseOfKey::new(name, uses) {
+                Ok(followed) => {
+                    if self.registry.register(Box::new(followed.clone())).is_ok() {
+                        self.followed.push(followed);
+                    }
+                }
+                Err(error) => tracing::error!(%error, name, "the uses of an API key are not told"),
+            }
+        }
+    }
+}
+
+/// How often and when last an API key was used, with the name of the key.
+#[derive(Clone, Debug)]
+struct UseOfKey {
+    name: String,
+    uses: Arc<KeyUses>,
+    count: Desc,
+    last: Desc,
+}
+
+impl UseOfKey {
+    fn new(name: &str, uses: &Arc<KeyUses>) -> Result<Self, prometheus::Error> {
+        let desc = |family: &str, help: &str| {
+            let labels = HashMap::from([("label".to_owned(), name.to_owned())]);
+            Desc::new(family.to_owned(), help.to_owned(), Vec::new(), labels)
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            uses: Arc::clone(uses),
+            count: desc(
+                "tsp_api_key_uses_total",
+                "Requests that presented an API key other than API_KEY.",
+            )?,
+            last: desc(
+                "tsp_api_key_last_used_timestamp_seconds",
+                "Unix time of the last of them; 0 for none since the start.",
+            )?,
+        })
+    }
+}
+
+impl Collector for UseOfKey {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.count, &self.last]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut label = LabelPair::default();
+        label.set_name("label".to_owned());
+        label.set_value(self.name.clone());
+        let mut last = Metric::default();
+        let mut gauge = Gauge::default();
+        gauge.set_value(as_f64(self.uses.last_s()));
+        last.set_gauge(gauge);
+        let mut series = [
+            (
+                &self.count,
+                MetricType::COUNTER,
+                counter_metric(as_f64(self.uses.count())),
+            ),
+            (&self.last, MetricType::GAUGE, last),
+        ];
+        let families = series.iter_mut().map(|(desc, kind, metric)| {
+            metric.set_label(vec![label.clone()]);
+            let mut family = MetricFamily::default();
+            family.set_name(desc.fq_name.clone());
+            family.set_help(desc.help.clone());
+            family.set_field_type(*kind);
+            family.set_metric(vec![metric.clone()]);
+            family
+        });
+        families.collect()
     }
 }
 

@@ -1,8 +1,8 @@
 //! All that can be known, and can be wrong, before anything is bound: the variables, the machine, the configuration.
 
-use std::{io, path::PathBuf, time::SystemTime};
+use std::{io, path::PathBuf, sync::Arc, time::SystemTime};
 
-use tsp_rt::{Probe, tls::ServerTls};
+use tsp_rt::{LimitsRaised, Probe, tls::ServerTls};
 use tsp_shards::Snapshot;
 use tsp_wire::{ApiKey, account::env::ServiceAccount};
 
@@ -13,10 +13,12 @@ use crate::{
     secrets::keeper::Store,
     source::{
         Ask, Polled, Source,
+        account::{AccountSource, FILE, WithFile},
         broker::BrokerSource,
         dev,
         dev::DevSource,
         file::FileSource,
+        keys::{Keys, KeysSource},
         look::{Lookout, New, Outcome},
         tls::TlsSource,
     },
@@ -34,8 +36,13 @@ pub(crate) enum First {
 /// All that is known before anything is bound.
 pub(crate) struct Prepared {
     pub(crate) config: ProcessConfig,
-    pub(crate) api_key: ApiKey,
+    /// `API_KEY`, if there is one.
+    pub(crate) api_key: Option<Arc<ApiKey>>,
+    /// What applications may present.
+    pub(crate) keys: Keys,
     pub(crate) plan: CorePlan,
+    /// What became of the process's limits.
+    pub(crate) limits: io::Result<LimitsRaised>,
     pub(crate) probe: Probe,
     pub(crate) lookout: Lookout,
     /// What the client API's port speaks TLS with; `None` leaves it in the clear.
@@ -53,14 +60,31 @@ impl Prepared {
     /// Every problem of the variables, the machine and the file. A broker's are problems only for who wants the `first`
     /// state now.
     pub(crate) fn serve(first: First) -> Result<Self, Vec<Problem>> {
-        let mut config = ProcessConfig::from_strings(&Environment, Mode::Serve);
+        let named = Environment.get(FILE).ok().flatten();
+        let named = named.map(|path| PathBuf::from(path.trim()));
+        let named = named.filter(|path| !path.as_os_str().is_empty());
+        let mut account = named.map(AccountSource::new);
+        let polled = account
+            .as_mut()
+            .map(|account| account.poll(Ask::Always, now()));
+        let mut config = match polled {
+            Some(Polled::New(file)) => {
+                let below = &Environment;
+                let strings = WithFile { file: &file, below };
+                ProcessConfig::from_strings(&strings, Mode::Serve)
+            }
+            Some(Polled::Failed(problems)) => return Err(problems),
+            Some(Polled::Same | Polled::StillFailed | Polled::NotAsked) | None => {
+                ProcessConfig::from_strings(&Environment, Mode::Serve)
+            }
+        };
         let broker = config.as_mut().ok().and_then(|config| {
             let broker = config.broker.take()?;
             Some(BrokerSource::new(broker, config.allow_local_kms))
         });
         if let Some(broker) = broker {
             let source = Source::Broker(Box::new(broker.map_err(|problem| vec![problem])?));
-            return Self::new(config, None, source, first);
+            return Self::new(config, None, source, account, first);
         }
         // Whatever else is wrong, the file's problems are told at the same time.
         let path = match &config {
@@ -75,7 +99,7 @@ impl Prepared {
             return Err(config.err().unwrap_or_default());
         };
         let source = Source::File(FileSource::new(path, Environment));
-        Self::new(config, None, source, First::Now)
+        Self::new(config, None, source, account, First::Now)
     }
 
     /// For `tsp dev`, perhaps with the account of a broker that was started for it.
@@ -114,7 +138,7 @@ impl Prepared {
             (None, None) => Source::Dev(DevSource::new().map_err(random)?),
         };
         let new_key = dev::new_api_key().map_err(random)?;
-        Self::new(config, ApiKey::new(new_key), source, First::Now)
+        Self::new(config, ApiKey::new(new_key), source, None, First::Now)
     }
 
     /// Puts everything together, and gathers the problems of all parts.
@@ -122,14 +146,17 @@ impl Prepared {
         config: Result<ProcessConfig, Vec<Problem>>,
         default_api_key: Option<ApiKey>,
         source: Source,
+        account: Option<AccountSource>,
         first: First,
     ) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
-        let config = config.map_err(|found| problems.extend(found)).ok();
+        let mut config = config.map_err(|found| problems.extend(found)).ok();
         let warnings = config
             .as_ref()
             .map(|config| config.warnings.clone())
             .unwrap_or_default();
+        // Before the probe, which asks how much memory may be locked.
+        let limits = tsp_rt::raise_limits();
         let machine = config.as_ref().and_then(|config| {
             let plan = CorePlan::new(&Machine::here(), &config.cores);
             let plan = plan.map_err(|found| problems.extend(found)).ok();
@@ -138,21 +165,39 @@ impl Prepared {
                 .ok();
             plan.zip(probe)
         });
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "no core runs yet that could be asked"
-        )]
-        let now = SystemTime::now();
+        let now = now();
         let files = config.as_ref().and_then(|config| config.tls.clone());
         let tls = files.map(TlsSource::new).transpose();
         let tls = tls.map_err(|problem| problems.push(problem)).ok().flatten();
-        let mut lookout = Lookout::new(source, tls);
-        let (found, tls) = match first {
+        let given = config.as_mut().map(|config| {
+            let second = config.api_key_2.take();
+            (config.api_key.take(), second, config.api_keys_file.clone())
+        });
+        let (api_key, second, file) = given.unwrap_or_default();
+        let api_key = api_key.or(default_api_key).map(Arc::new);
+        let shards = machine
+            .as_ref()
+            .map_or(1, |(plan, _)| plan.shard_cpus.len());
+        let keys = KeysSource::new(api_key.clone(), second, file, shards);
+        let mut lookout = Lookout::new(source, tls, keys, account);
+        let (found, tls, keys) = match first {
             First::Now => {
                 let looked = lookout.look(Ask::Always, now);
-                (Some((looked.outcome, looked.new)), looked.tls)
+                (Some((looked.outcome, looked.new)), looked.tls, looked.keys)
             }
-            First::Later => (None, lookout.look_at_tls(Ask::Always, now)),
+            First::Later => {
+                let tls = lookout.look_at_tls(Ask::Always, now);
+                (None, tls, lookout.look_at_keys(Ask::Always, now))
+            }
+        };
+        let keys = match keys {
+            Polled::New(keys) => Some(*keys),
+            Polled::Failed(found) => {
+                problems.extend(found);
+                None
+            }
+            // A source that was never asked before has something to say.
+            Polled::Same | Polled::StillFailed | Polled::NotAsked => None,
         };
         let tls = match tls {
             Polled::New(tls) => Some(*tls),
@@ -172,22 +217,21 @@ impl Prepared {
             // A source that was never asked before has something to say.
             Some((Outcome::StillFailed | Outcome::NotAsked, _)) => None,
         };
-        let (Some(mut config), Some((plan, probe)), Some((first, store)), true) =
-            (config, machine, first, problems.is_empty())
+        let (Some(config), Some((plan, probe)), Some((first, store)), Some(keys), true) =
+            (config, machine, first, keys, problems.is_empty())
         else {
             // What is only odd may be the reason for what is wrong.
             problems.extend(warnings);
             return Err(problems);
-        };
-        let Some(api_key) = config.api_key.take().or(default_api_key) else {
-            return Err(vec![Problem::new("API_KEY", "not set")]);
         };
         let first =
             first.map(|New { snapshot, left_out }| (snapshot, left_out.unwrap_or_default()));
         Ok(Self {
             config,
             api_key,
+            keys,
             plan,
+            limits,
             probe,
             lookout,
             tls,
@@ -249,6 +293,10 @@ impl Prepared {
                 format!("tenant secrets {}", self.secrets_summary(first)),
             ]);
         }
+        if let Some(file) = &config.api_keys_file {
+            let (listed, file) = (self.keys.listed, file.display());
+            lines.push(format!("API keys       {listed} in {file}"));
+        }
         if let Some(unix) = &config.unix {
             lines.insert(1, format!("Unix socket    {}", unix.path.display()));
         }
@@ -263,4 +311,12 @@ impl Prepared {
         }
         lines.join("\n")
     }
+}
+
+fn now() -> SystemTime {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no core runs yet that could be asked"
+    )]
+    SystemTime::now()
 }

@@ -3,9 +3,11 @@
 //! A source is asked for the whole state again and again (level-triggered): it never hands out a change, only what
 //! is true now, and says when that is what it gave last time.
 
+pub(crate) mod account;
 pub mod broker;
 pub mod dev;
 pub mod file;
+pub(crate) mod keys;
 pub(crate) mod look;
 pub mod tls;
 

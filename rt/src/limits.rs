@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use crate::Backend;
+
 /// What happened to one limit. `u64::MAX` is "unlimited".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LimitChange {
@@ -20,6 +22,36 @@ pub struct LimitsRaised {
     /// `RLIMIT_NOFILE`, in descriptors. One per connection, and five per core on io_uring.
     pub open_files: LimitChange,
 }
+
+/// Open files from which on nothing is said: what four shards need that hold all the connections they take on.
+const OPEN_FILES_ADVISED: u64 = 65_536;
+
+impl LimitsRaised {
+    /// What to change outside the process, in one sentence, if a limit is lower than it should be for this back end.
+    #[must_use]
+    pub fn advice(&self, backend: Backend) -> Option<String> {
+        let files = self.open_files.after;
+        let bytes = self.memlock_bytes.after;
+        if files < OPEN_FILES_ADVISED {
+            return Some(format!(
+                "this process may open {files} files, one for every connection with a client or a KMS; raise the hard limit \
+                 to {OPEN_FILES_ADVISED} or more (LimitNOFILE= in systemd, docker run --ulimit nofile=, the container \
+                 runtime's own limit under Kubernetes)"
+            ));
+        }
+        if backend == Backend::Uring && bytes < MEMLOCK_BYTES_ADVISED {
+            return Some(format!(
+                "this process may lock {bytes} bytes of memory, of which io_uring takes some for every core on older \
+                 kernels; raise the hard limit to {MEMLOCK_BYTES_ADVISED} or more (LimitMEMLOCK= in systemd, docker run \
+                 --ulimit memlock=)"
+            ));
+        }
+        None
+    }
+}
+
+/// Locked memory from which on nothing is said, in bytes: 512 KiB for each of 16 cores.
+const MEMLOCK_BYTES_ADVISED: u64 = 8 << 20;
 
 impl fmt::Display for LimitsRaised {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -106,6 +138,32 @@ pub(crate) fn set(resource: libc::__rlimit_resource_t, limit: libc::rlimit) -> i
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_that_is_too_low_is_told_with_what_to_change() {
+        let limits = |files, bytes| LimitsRaised {
+            memlock_bytes: LimitChange {
+                before: bytes,
+                after: bytes,
+            },
+            open_files: LimitChange {
+                before: files,
+                after: files,
+            },
+        };
+        let files = limits(1_024, u64::MAX).advice(Backend::Epoll).unwrap();
+        assert!(
+            files.contains("1024") && files.contains("nofile="),
+            "{files}"
+        );
+        let bytes = limits(1 << 20, 65_536).advice(Backend::Uring).unwrap();
+        assert!(
+            bytes.contains("65536") && bytes.contains("memlock="),
+            "{bytes}"
+        );
+        assert_eq!(limits(1 << 20, 65_536).advice(Backend::Epoll), None);
+        assert_eq!(limits(1 << 20, u64::MAX).advice(Backend::Uring), None);
+    }
 
     #[test]
     fn after_raising_soft_equals_hard_and_a_second_call_changes_nothing() {

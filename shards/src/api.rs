@@ -41,6 +41,7 @@ use crate::{
     buffers::Buffer,
     error::OpError,
     events::Reporter,
+    keys::Caller,
     limits::RETRY_AFTER_S_MAX,
     metrics::Endpoint,
     shard::Core,
@@ -61,6 +62,7 @@ pub(crate) struct Op<'a, R: Rt> {
     pub(crate) view: &'a View,
     pub(crate) began: Instant,
     pub(crate) ray_id: RayId,
+    pub(crate) caller: &'a Caller,
     /// The label of this request in the metrics; set when its tenant is known.
     pub(crate) kms_kind: &'a mut Option<KmsKind>,
 }
@@ -68,9 +70,17 @@ pub(crate) struct Op<'a, R: Rt> {
 impl<'a, R: Rt> Op<'a, R> {
     /// The tenant that the request names.
     pub(crate) fn tenant(&mut self, id: &str) -> Result<&'a Rc<Tenant>, OpError> {
-        let tenant = self.view.tenant(id).ok_or(OpError::UnknownTenant)?;
+        let tenant = self.other_tenant(id)?;
         *self.kms_kind = tenant.kms_kind();
         Ok(tenant)
+    }
+
+    /// A tenant that the request names besides its own. Whether there is one is not told to who may not act for it.
+    pub(crate) fn other_tenant(&self, id: &str) -> Result<&'a Rc<Tenant>, OpError> {
+        if !self.caller.may_act_for(id) {
+            return Err(OpError::OutOfScope);
+        }
+        self.view.tenant(id).ok_or(OpError::UnknownTenant)
     }
 
     pub(crate) fn reporter<'r, 'm>(&self, metadata: &'r Metadata<'m>) -> Reporter<'r, 'm, R> {
@@ -135,21 +145,13 @@ async fn answer<R: Rt>(
     kms_kind: &mut Option<KmsKind>,
 ) -> Result<Answer, OpError> {
     let headers = &head.headers;
-    let early = if !core.api_keys.allow(headers.get(AUTHORIZATION)) {
-        Some(OpError::Unauthorized)
-    } else {
-        count_client(core, headers);
-        match route {
-            None => Some(OpError::UnknownPath),
-            Some(_) if head.method != Method::POST => Some(OpError::WrongMethod),
-            Some(_) if headers.contains_key(CONTENT_ENCODING) => Some(OpError::CompressedBody),
-            Some(_) => None,
+    let caller = match check_head(core, head, route) {
+        Ok(caller) => caller,
+        Err(why) => {
+            discard(core, headers, body, core.limits.head_bytes_max, began).await;
+            return Err(why);
         }
     };
-    if let Some(why) = early {
-        discard(core, headers, body, core.limits.head_bytes_max, began).await;
-        return Err(why);
-    }
     let mut body = read_body(core, headers, body, began).await?;
     let bytes = body.bytes.as_mut_slice();
     let mut random = [0; 12];
@@ -157,9 +159,11 @@ async fn answer<R: Rt>(
     let ray_id = RayId::from_random(random);
     // These two need no configuration: an event of an unknown tenant is taken too.
     match route {
-        Some(Endpoint::SecurityEvent) => return event::security_event(core, ray_id, bytes).await,
+        Some(Endpoint::SecurityEvent) => {
+            return event::security_event(core, &caller, ray_id, bytes).await;
+        }
         Some(Endpoint::ReportOperations) => {
-            return report::report_operations(core, ray_id, bytes).await;
+            return report::report_operations(core, &caller, ray_id, bytes).await;
         }
         _ => {}
     }
@@ -172,6 +176,7 @@ async fn answer<R: Rt>(
         view: &view,
         began,
         ray_id,
+        caller: &caller,
         kms_kind,
     };
     // The larger ones have a place of their own, so that the usual request is small.
@@ -185,6 +190,27 @@ async fn answer<R: Rt>(
         Endpoint::SecurityEvent | Endpoint::ReportOperations | Endpoint::Other => {
             Err(OpError::UnknownPath)
         }
+    }
+}
+
+/// All that can be said before the body is read.
+fn check_head<R: Rt>(
+    core: &Core<R>,
+    head: &Parts,
+    route: Option<Endpoint>,
+) -> Result<Caller, OpError> {
+    let headers = &head.headers;
+    let caller = core
+        .api_keys
+        .caller(headers.get(AUTHORIZATION), || core.rt.wall_now())
+        .ok_or(OpError::Unauthorized)?;
+    count_client(core, headers);
+    match route {
+        None => Err(OpError::UnknownPath),
+        Some(_) if head.method != Method::POST => Err(OpError::WrongMethod),
+        Some(endpoint) if !caller.may_call(endpoint) => Err(OpError::OutOfScope),
+        Some(_) if headers.contains_key(CONTENT_ENCODING) => Err(OpError::CompressedBody),
+        Some(_) => Ok(caller),
     }
 }
 
@@ -256,7 +282,7 @@ fn refuse<R: Rt>(
         core.metrics.refused(limit);
     }
     // Java's SDK does not read a 401.
-    let body = match java && matches!(why, OpError::Unauthorized) {
+    let body = match java && error.status == 401 {
         true => Bytes::new(),
         false => tsp_wire::api::error(error.code, &error.message).into(),
     };

@@ -1,6 +1,11 @@
 //! Doors to the steps of a request that only a shard takes, so that `bench` can measure each alone. Feature `bench`.
 
-use std::{cell::Cell, fmt, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    fmt,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
 
 use aes_gcm::{Aes256Gcm, KeyInit as _};
 use hyper::header::HeaderValue;
@@ -19,7 +24,8 @@ use crate::{
 /// Whether a request's `Authorization` presents one of the keys.
 #[must_use]
 pub fn allows(keys: &ApiKeys, authorization: Option<&HeaderValue>) -> bool {
-    keys.allow(authorization)
+    keys.caller(authorization, 0, || SystemTime::UNIX_EPOCH)
+        .is_some()
 }
 
 /// A leased key in memory, with the EDEK that has its gaps filled for every wrap.

@@ -12,6 +12,8 @@ use crate::{events::NoRoom, metrics::RefusedBy, secrets::CreationError};
 pub(crate) enum OpError {
     /// Client: API key missing or not recognized.
     Unauthorized,
+    /// Client: the API key is limited to other operations or tenants.
+    OutOfScope,
     /// Client: no such path.
     UnknownPath,
     /// Client: the path exists, for another method.
@@ -60,6 +62,10 @@ pub(crate) enum OpError {
     NotReady,
 }
 
+/// When to come again if there was no place: a second is many operations, and what is full is full of requests that end
+/// within five.
+const LATER: Duration = Duration::from_secs(1);
+
 /// What an [`OpError`] tells the caller.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ErrorResponse {
@@ -93,6 +99,15 @@ impl ErrorResponse {
     fn with_status(self, status: u16) -> Self {
         Self { status, ..self }
     }
+
+    /// Not now: this proxy has too much to do, or cannot yet. Status 503 and `Retry-After`, which load balancers and
+    /// well-made clients understand.
+    fn later(self) -> Self {
+        Self {
+            retry_after: Some(LATER),
+            ..self.with_status(503)
+        }
+    }
 }
 
 impl OpError {
@@ -107,6 +122,10 @@ impl OpError {
             Self::Unauthorized => {
                 ErrorResponse::new(TspCode::Unauthorized, "API key missing or not recognized.")
             }
+            Self::OutOfScope => ErrorResponse::new(
+                TspCode::Unauthorized,
+                "This API key is limited to other operations or tenants.",
+            ),
             Self::UnknownPath => request("No such endpoint.".into()).with_status(404),
             Self::WrongMethod => request("This endpoint takes POST.".into()).with_status(405),
             Self::CompressedBody => request(
@@ -176,25 +195,26 @@ impl OpError {
             Self::EventRejected => ErrorResponse::new(
                 TspCode::SecurityEventRejected,
                 "The event was not accepted: the queue to the log-event driver is full.",
-            ),
+            )
+            .later(),
             Self::Overloaded => ErrorResponse::new(
                 TspCode::UnknownError,
                 "The proxy has more requests in flight than it takes on; try again.",
             )
-            .with_status(503)
+            .later()
             .by_limit(RefusedBy::InflightMax),
             Self::TooManyBodies => ErrorResponse::new(
                 TspCode::UnknownError,
                 "The proxy holds more request bodies than it has room for; try again.",
             )
-            .with_status(503)
+            .later()
             .by_limit(RefusedBy::BodiesBytesMax),
             Self::TenantOverloaded => ErrorResponse::new(
                 TspCode::UnknownError,
                 "The proxy has more requests of this tenant in flight than it takes on, mostly \
                  because the tenant's KMS is slow; try again.",
             )
-            .with_status(503)
+            .later()
             .by_limit(RefusedBy::TenantInflightMax),
             Self::StaleConfigurations => ErrorResponse::new(
                 TspCode::UnknownError,
@@ -205,7 +225,7 @@ impl OpError {
                 TspCode::UnknownError,
                 "The proxy has no tenant configurations yet; try again when /ready answers 200.",
             )
-            .with_status(503),
+            .later(),
         }
     }
 }
@@ -262,6 +282,7 @@ mod tests {
         let (aws, wrap) = (KmsKind::Aws, KmsOperation::Wrap);
         vec![
             OpError::Unauthorized,
+            OpError::OutOfScope,
             OpError::UnknownPath,
             OpError::WrongMethod,
             OpError::CompressedBody,
@@ -302,6 +323,11 @@ mod tests {
         for error in every_error() {
             let response = error.response();
             assert!(!response.message.is_empty(), "{error:?}");
+            assert_eq!(
+                response.status == 503,
+                response.retry_after.is_some(),
+                "{error:?}"
+            );
             assert!(
                 response.status >= 400 && response.status != 408,
                 "{error:?}"

@@ -21,6 +21,7 @@ mod events;
 mod forget;
 mod handshake;
 mod keyring;
+mod keys;
 mod limits;
 mod metrics;
 mod peers;
@@ -52,11 +53,12 @@ pub use self::{
     dek::open_with_leased_key,
     events::EventsConfig,
     forget::{Forgetter, NotForgotten},
+    keys::{ApiKeys, HashedKey, KeyScope, KeyUses},
     limits::Limits,
     metrics::MetricsHub,
     probe::{Open, Probe, ProbeError, ProbeFailure, Probed, Stage, Timing},
     secrets::{SecretNotStored, SecretOffer},
-    shard::{ApiKeys, Shard, ShardControl, ShardParts},
+    shard::{Shard, ShardControl, ShardParts},
     snapshot::{FormerSnapshots, Rejected, Snapshot, validate_kms},
 };
 pub use tsp_wire::destinations::{AddressKind, Destinations, Forbidden};
@@ -75,7 +77,7 @@ pub struct ShardsConfig {
     /// One entry per shard: the CPU it is pinned to, or `None` to let it float.
     pub cpus: Vec<Option<usize>>,
     /// The API keys that applications may present.
-    pub api_keys: ApiKeys,
+    pub api_keys: Arc<ApiKeys>,
     /// The limits.
     pub limits: Limits,
     /// Where the KMSs' endpoints may lead to.
@@ -228,7 +230,7 @@ impl ShardSet {
                 });
             }
         }
-        let api_keys = Arc::new(config.api_keys);
+        let api_keys = config.api_keys;
         let (ended, ends) = crossbeam_channel::bounded(config.cpus.len());
         let mut threads = Vec::with_capacity(config.cpus.len());
         let mut controls = Vec::with_capacity(config.cpus.len());
@@ -290,6 +292,13 @@ impl ShardSet {
     pub fn renew_tls(&mut self, tls: &ServerTls) {
         for control in &mut self.controls {
             control.renew_tls(tls);
+        }
+    }
+
+    /// Accepts `api_keys` and no others, each shard within milliseconds. Requests under way are finished.
+    pub fn renew_api_keys(&mut self, api_keys: &Arc<ApiKeys>) {
+        for control in &mut self.controls {
+            control.renew_api_keys(api_keys);
         }
     }
 

@@ -18,10 +18,9 @@ use std::{
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
-use hyper::header::HeaderValue;
 use tokio::sync::oneshot;
 use tsp_rt::{Rt, mailbox, tls::ServerTls};
-use tsp_wire::{ApiKey, SnapshotVersion, TenantId, api::Parser, destinations::Destinations};
+use tsp_wire::{SnapshotVersion, TenantId, api::Parser, destinations::Destinations};
 
 use crate::{
     accept::{self, Entrance, Fresh},
@@ -32,6 +31,7 @@ use crate::{
     events::{Events, EventsConfig},
     handshake::Handshakes,
     keyring::{self, Keyring},
+    keys::{ApiKeys, KeysInForce},
     limits::{Limits, SWEEP_INTERVAL},
     metrics::{ShardMetrics, TenantNames},
     peers::Exchange,
@@ -40,35 +40,6 @@ use crate::{
     tokens::{self, Tokens},
     upstream::Upstream,
 };
-
-/// The API keys that applications may present: one, or two during a rotation.
-#[derive(Debug)]
-pub struct ApiKeys {
-    first: ApiKey,
-    second: Option<ApiKey>,
-}
-
-impl ApiKeys {
-    /// Accepts `first`, and `second` if there is one.
-    #[must_use]
-    pub fn new(first: ApiKey, second: Option<ApiKey>) -> Self {
-        Self { first, second }
-    }
-
-    /// Whether an `Authorization` header presents one of the keys. Looks at both, in constant time.
-    pub(crate) fn allow(&self, header: Option<&HeaderValue>) -> bool {
-        let Some(presented) = header.and_then(|value| value.as_bytes().strip_prefix(b"cmk "))
-        else {
-            return false;
-        };
-        let first = self.first.matches(presented);
-        let second = self
-            .second
-            .as_ref()
-            .is_some_and(|key| key.matches(presented));
-        first | second
-    }
-}
 
 /// What a shard is told by the control core.
 #[derive(Debug)]
@@ -120,6 +91,7 @@ pub struct ShardParts {
 pub struct ShardControl {
     snapshots: mailbox::LatestSender<Arc<Snapshot>>,
     tls: mailbox::LatestSender<ServerTls>,
+    api_keys: mailbox::LatestSender<Arc<ApiKeys>>,
     commands: mailbox::Sender<Command>,
     version: Arc<AtomicU64>,
     pub(crate) metrics: Arc<ShardMetrics>,
@@ -134,6 +106,11 @@ impl ShardControl {
     /// Has new connections done with `tls`; those that stand keep what they have.
     pub fn renew_tls(&mut self, tls: &ServerTls) {
         self.tls.publish(tls.clone());
+    }
+
+    /// Accepts `api_keys` and no others from the next request on.
+    pub fn renew_api_keys(&mut self, api_keys: &Arc<ApiKeys>) {
+        self.api_keys.publish(Arc::clone(api_keys));
     }
 
     /// The snapshot that the shard works with; `None` before its first.
@@ -182,6 +159,7 @@ pub struct Shard {
     parts: ShardParts,
     snapshots: mailbox::Receiver<Arc<Snapshot>>,
     tls: mailbox::Receiver<ServerTls>,
+    api_keys: mailbox::Receiver<Arc<ApiKeys>>,
     commands: mailbox::Receiver<Command>,
     metrics: Arc<ShardMetrics>,
     version: Arc<AtomicU64>,
@@ -196,7 +174,7 @@ pub struct Shard {
 pub(crate) struct Core<R: Rt> {
     pub(crate) rt: R,
     pub(crate) limits: Rc<Limits>,
-    pub(crate) api_keys: Arc<ApiKeys>,
+    pub(crate) api_keys: KeysInForce,
     pub(crate) slot: SnapshotSlot,
     pub(crate) fresh: Cell<bool>,
     pub(crate) parser: RefCell<Parser>,
@@ -262,12 +240,14 @@ impl Shard {
                 |(((index, parts), ((tokens, keys), home)), (fresh, balance))| {
                     let (snapshots_in, snapshots) = mailbox::latest();
                     let (tls_in, tls) = mailbox::latest();
+                    let (api_keys_in, api_keys) = mailbox::latest();
                     let (commands_in, commands) = mailbox::bounded(COMMANDS_MAX);
                     let metrics = Arc::new(ShardMetrics::new(Arc::clone(&tenants)));
                     let version = Arc::new(AtomicU64::new(NO_VERSION));
                     let control = ShardControl {
                         snapshots: snapshots_in,
                         tls: tls_in,
+                        api_keys: api_keys_in,
                         commands: commands_in,
                         metrics: Arc::clone(&metrics),
                         version: Arc::clone(&version),
@@ -278,6 +258,7 @@ impl Shard {
                             parts,
                             snapshots,
                             tls,
+                            api_keys,
                             commands,
                             metrics,
                             version,
@@ -301,6 +282,7 @@ impl Shard {
             parts,
             mut snapshots,
             mut tls,
+            mut api_keys,
             mut commands,
             metrics,
             version,
@@ -333,7 +315,7 @@ impl Shard {
             connections: Rc::new(Connections::new(Arc::clone(&metrics))),
             balance,
             handshakes: Handshakes::new(parts.tls),
-            api_keys: parts.api_keys,
+            api_keys: KeysInForce::new(parts.api_keys, usize::from(index)),
             slot: SnapshotSlot::default(),
             fresh: Cell::new(true),
             parser: RefCell::new(Parser::new()),
@@ -352,6 +334,12 @@ impl Shard {
         core.rt.spawn(async move {
             while let Some(tls) = tls.recv().await {
                 renewed.handshakes.renew(tls);
+            }
+        });
+        let renewed = Rc::clone(&core);
+        core.rt.spawn(async move {
+            while let Some(api_keys) = api_keys.recv().await {
+                renewed.api_keys.renew(api_keys);
             }
         });
         let slot = Rc::clone(&core);

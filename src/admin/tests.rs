@@ -26,7 +26,10 @@ pub(crate) fn scrape() -> (ShardSet, Arc<Scrape>) {
         unix: None,
         backend: Backend::Epoll,
         cpus: vec![None],
-        api_keys: ApiKeys::new(ApiKey::new("0123456789abcdef".to_owned()).unwrap(), None),
+        api_keys: Arc::new(ApiKeys::new(
+            ApiKey::new("0123456789abcdef".to_owned()).unwrap(),
+            None,
+        )),
         limits: Limits::default(),
         destinations: Destinations::of_the_operators_endpoints(),
         events: None,
@@ -51,7 +54,9 @@ pub(crate) fn scrape() -> (ShardSet, Arc<Scrape>) {
 /// Serves `health` while `client` runs on another thread.
 fn with_server(health: Health, client: impl FnOnce(SocketAddr) + Send + 'static) {
     let (shards, scrape) = scrape();
+    let (_layer, log_filter) = LogFilter::new(crate::logs::filter(None).unwrap());
     let admin = Admin {
+        log_filter,
         token: ApiKey::new(ADMIN_TOKEN.to_owned()),
         forgetter: shards.forgetter(),
     };
@@ -74,9 +79,13 @@ fn with_server(health: Health, client: impl FnOnce(SocketAddr) + Send + 'static)
 
 /// Status and body.
 fn ask(stream: &mut TcpStream, request: &str) -> (u16, String) {
-    stream
-        .write_all(format!("{request} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
-        .unwrap();
+    let whole = format!("{request} HTTP/1.1\r\nhost: x\r\n\r\n");
+    send(stream, &whole, request.starts_with("HEAD"))
+}
+
+/// Likewise for a request that is whole.
+fn send(stream: &mut TcpStream, request: &str, is_head: bool) -> (u16, String) {
+    stream.write_all(request.as_bytes()).unwrap();
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
@@ -88,7 +97,7 @@ fn ask(stream: &mut TcpStream, request: &str) -> (u16, String) {
     let length = head
         .lines()
         .find_map(|line| line.strip_prefix("content-length: "));
-    let length = if request.starts_with("HEAD") {
+    let length = if is_head {
         0
     } else {
         length.unwrap().parse().unwrap()
@@ -201,6 +210,30 @@ fn a_tenants_keys_are_forgotten_for_whoever_has_the_token() {
         ] {
             assert_eq!(ask(&format!("POST {unknown}"), &token).0, 404, "{unknown}");
         }
+    });
+}
+
+#[test]
+fn the_log_filter_is_told_and_changed_for_whoever_has_the_token() {
+    with_server(Health::starting(0), |address| {
+        let ask = |method: &str, token: &str, body: &str| {
+            let length = body.len();
+            let head =
+                format!("{method} /admin/log-level HTTP/1.1\r\nauthorization: Bearer {token}");
+            let request = format!("{head}\r\ncontent-length: {length}\r\nhost: x\r\n\r\n{body}");
+            let mut stream = TcpStream::connect(address).unwrap();
+            send(&mut stream, &request, false)
+        };
+        let (status, body) = ask("GET", ADMIN_TOKEN, "");
+        assert!(status == 200 && body.contains("tsp::ops=warn"), "{body}");
+        let (status, body) = ask("PUT", ADMIN_TOKEN, "debug,tsp_shards=trace\n");
+        assert!(status == 200 && body.contains("tsp_shards=trace"), "{body}");
+        assert!(ask("GET", ADMIN_TOKEN, "").1.contains("tsp_shards=trace"));
+        for bad in ["", " ", "a=b=c", &"x".repeat(2_000)] {
+            assert_eq!(ask("PUT", ADMIN_TOKEN, bad).0, 400);
+        }
+        assert_eq!(ask("POST", ADMIN_TOKEN, "debug").0, 405);
+        assert_eq!(ask("PUT", "canary-admin-tokem", "debug").0, 401);
     });
 }
 

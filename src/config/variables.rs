@@ -22,9 +22,14 @@ const fn variable(name: &'static str, default: &'static str, effect: &'static st
 }
 
 /// Every variable that the proxy knows, in the order of the documentation.
-pub const VARIABLES: [Variable; 42] = [
+pub const VARIABLES: [Variable; 44] = [
     variable("API_KEY", "required", "what applications present"),
     variable("API_KEY_2", "none", "a second accepted key, for rotation"),
+    variable(
+        "TSP_API_KEYS_FILE",
+        "none",
+        "TOML file of further keys, as digests; with it API_KEY may be left out",
+    ),
     variable(
         "TSP_CONFIG_FILE",
         "none",
@@ -40,6 +45,11 @@ pub const VARIABLES: [Variable; 42] = [
     variable("SERVICE_SEGMENT_ID", "none", ACCOUNT),
     variable("SERVICE_ENCRYPTION_PRIVATE_KEY", "none", ACCOUNT),
     variable("SERVICE_SIGNING_PRIVATE_KEY", "none", ACCOUNT),
+    variable(
+        "TSP_SERVICE_ACCOUNT_FILE",
+        "none",
+        "env file with these and the API keys, read again when it changes",
+    ),
     variable(
         "TSP_BROKER_CA",
         "none",

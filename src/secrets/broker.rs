@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tsp_rt::mailbox;
 use tsp_shards::SecretOffer;
 use tsp_wire::{
     account::{self, RefusedSecret, SECRETS_MAX, SECRETS_PATH, SecretOutcome, SecretsAnswer},
@@ -33,11 +34,13 @@ const _: () = assert!(OFFERS_MAX <= SECRETS_MAX);
 #[derive(Debug)]
 pub(crate) struct BrokerStore {
     client: Arc<Client>,
+    /// Clients with another account.
+    renewals: mailbox::Receiver<Arc<Client>>,
 }
 
 impl BrokerStore {
-    pub(crate) fn new(client: Arc<Client>) -> Self {
-        Self { client }
+    pub(crate) fn new(client: Arc<Client>, renewals: mailbox::Receiver<Arc<Client>>) -> Self {
+        Self { client, renewals }
     }
 
     /// Where it stores.
@@ -50,9 +53,12 @@ impl BrokerStore {
     /// # Errors
     /// If nothing is known to be stored.
     pub(crate) fn take(
-        &self,
+        &mut self,
         offers: &[SecretOffer],
     ) -> Result<Vec<Result<TenantSecretDoc, Problem>>, Problem> {
+        if let Some(client) = self.renewals.try_recv() {
+            self.client = client;
+        }
         let problem = |why: String| Problem::new(self.client.url(), why);
         let request = account::SecretsRequest {
             secrets: offers.iter().map(to_wire).collect(),

@@ -9,17 +9,21 @@ pub(crate) mod client;
 
 use std::{
     io::Read as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use flate2::read::MultiGzDecoder;
-use tsp_rt::tls::ClientTls;
+use tsp_rt::{
+    mailbox::{self, LatestSender},
+    tls::ClientTls,
+};
 use tsp_wire::{
     account::{
         Configs, LeftOut, OpenSegment, SNAPSHOT_BYTES_MAX, SNAPSHOT_PATH, Seen, SnapshotAnswer,
-        SnapshotError, env::CONFIG_BROKER_URL,
+        SnapshotError,
+        env::{CONFIG_BROKER_URL, ServiceAccount},
     },
     snapshot::TenantSecretDoc,
 };
@@ -68,6 +72,14 @@ pub struct BrokerSource {
     secrets: Option<Vec<TenantSecretDoc>>,
     outcome: Last,
     allow_local: bool,
+    /// For a client with another account.
+    roots: Option<ClientTls>,
+    cache_path: Option<PathBuf>,
+    age_max: Duration,
+    /// With an account that is to replace the one in force, once the broker has taken it.
+    candidate: Option<Arc<Client>>,
+    /// Tells the store of tenant secrets.
+    renewed: Option<LatestSender<Arc<Client>>>,
 }
 
 /// How the last [`BrokerSource::poll`] ended, for the tenant secrets.
@@ -110,9 +122,12 @@ impl BrokerSource {
             refresh_every,
             age_max,
         } = config;
-        let cache = cache.map(|path| Cache::new(path, &account, age_max));
-        let client =
-            Client::new(account, roots).map_err(|why| Problem::new(CONFIG_BROKER_URL, why))?;
+        let cache_path = cache;
+        let cache = cache_path
+            .clone()
+            .map(|path| Cache::new(path, &account, age_max));
+        let client = Client::new(account, roots.clone())
+            .map_err(|why| Problem::new(CONFIG_BROKER_URL, why))?;
         Ok(Self {
             client: Arc::new(client),
             cache,
@@ -124,7 +139,61 @@ impl BrokerSource {
             secrets: None,
             outcome: Last::NotAsked,
             allow_local,
+            roots,
+            cache_path,
+            age_max,
+            candidate: None,
+            renewed: None,
         })
+    }
+
+    /// Uses `account` from when the broker has taken it; the one in force serves until then.
+    ///
+    /// # Errors
+    /// If it is of another vendor, whose tenants these are not.
+    pub(crate) fn renew(&mut self, account: ServiceAccount) -> Result<(), Problem> {
+        if account.vendor() != self.client.account().vendor() {
+            let why = "is of another vendor; that takes a restart";
+            return Err(Problem::new("service account", why));
+        }
+        let client = Client::new(account, self.roots.clone());
+        let client = client.map_err(|why| Problem::new(CONFIG_BROKER_URL, why))?;
+        self.candidate = Some(Arc::new(client));
+        self.schedule.due = None;
+        Ok(())
+    }
+
+    /// Asks with the account that is to be used. If that does not work, the one in force goes on, and this is tried again
+    /// with the next look.
+    fn try_candidate(&mut self, candidate: Arc<Client>) -> Option<State> {
+        let cache = self.cache_path.clone();
+        let cache = cache.map(|path| Cache::new(path, candidate.account(), self.age_max));
+        let client = std::mem::replace(&mut self.client, Arc::clone(&candidate));
+        let before = (
+            client,
+            std::mem::replace(&mut self.cache, cache),
+            self.etag.take(),
+        );
+        match self.fetch() {
+            Ok(Some(state)) => {
+                let config = self.client.account().config;
+                tracing::info!(config, "the broker has taken the new service account");
+                if let Some(renewed) = &mut self.renewed {
+                    renewed.publish(candidate);
+                }
+                Some(state)
+            }
+            Ok(None) => None,
+            Err(problem) => {
+                tracing::error!(
+                    place = problem.place,
+                    "the last good service account stays in force: {problem}"
+                );
+                (self.client, self.cache, self.etag) = before;
+                self.candidate = Some(candidate);
+                None
+            }
+        }
     }
 
     /// Where the broker is.
@@ -133,8 +202,10 @@ impl BrokerSource {
     }
 
     /// Where new tenant secrets are to be stored.
-    pub(crate) fn store(&self) -> BrokerStore {
-        BrokerStore::new(Arc::clone(&self.client))
+    pub(crate) fn store(&mut self) -> BrokerStore {
+        let (renewed, renewals) = mailbox::latest();
+        self.renewed = Some(renewed);
+        BrokerStore::new(Arc::clone(&self.client), renewals)
     }
 
     /// Fetches the state, if `ask` says so or it is time.
@@ -150,6 +221,14 @@ impl BrokerSource {
         self.outcome = Last::NotAsked;
         if ask != Ask::Always && !self.schedule.is_due(now) {
             return Polled::NotAsked;
+        }
+        if let Some(candidate) = self.candidate.take()
+            && let Some(state) = self.try_candidate(candidate)
+        {
+            self.schedule.succeeded(monotonic(), random());
+            self.outcome = Last::Good;
+            self.reserve = None;
+            return self.hand_out(state);
         }
         let fetched = self.fetch();
         // The wait begins when the answer is there, however long that took.

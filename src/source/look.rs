@@ -1,5 +1,5 @@
-//! Looking at the source: a snapshot for every new state, and the client API's certificate. And the thread that does it, so that a slow or hanging file
-//! system delays neither probes nor a drain.
+//! Looking at the source: a snapshot for every new state, the client API's certificate and its keys. And the thread that
+//! does it, so that a slow or hanging file system delays neither probes nor a drain.
 
 use std::{
     io, thread,
@@ -11,8 +11,17 @@ use tsp_rt::{mailbox, tls::ServerTls};
 use tsp_shards::{FormerSnapshots, Rejected, Snapshot};
 use tsp_wire::snapshot::TenantSecretDoc;
 
-use super::{Ask, Loaded, Polled, Source, tls::TlsSource};
-use crate::{config::Problem, control::Command, secrets::keeper::Store};
+use super::{
+    Ask, Loaded, Polled, Source,
+    account::{AccountSource, EnvFile, Given, WithFile},
+    keys::{Keys, KeysSource},
+    tls::TlsSource,
+};
+use crate::{
+    config::{Environment, Problem},
+    control::Command,
+    secrets::keeper::Store,
+};
 
 /// What a look came to.
 pub(crate) struct Looked {
@@ -24,6 +33,10 @@ pub(crate) struct Looked {
     pub(crate) age: Duration,
     /// What became of the client API's certificate.
     pub(crate) tls: Polled<ServerTls>,
+    /// What became of the keys that applications present.
+    pub(crate) keys: Polled<Keys>,
+    /// What became of the file with the service account. What is new of it is in force, or tried.
+    pub(crate) account: Polled<()>,
 }
 
 /// A new state.
@@ -50,6 +63,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Lookout {
     source: Source,
     tls: Option<TlsSource>,
+    keys: KeysSource,
+    account: Option<AccountSource>,
     last: Option<Snapshot>,
     former: FormerSnapshots,
     configs_left_out: Vec<Problem>,
@@ -87,10 +102,17 @@ impl Failures {
 }
 
 impl Lookout {
-    pub(crate) fn new(source: Source, tls: Option<TlsSource>) -> Self {
+    pub(crate) fn new(
+        source: Source,
+        tls: Option<TlsSource>,
+        keys: KeysSource,
+        account: Option<AccountSource>,
+    ) -> Self {
         Self {
             source,
             tls,
+            keys,
+            account,
             last: None,
             former: FormerSnapshots::default(),
             configs_left_out: Vec::new(),
@@ -114,6 +136,7 @@ impl Lookout {
     /// Looks, and makes a snapshot of what is new. `now` tells fresh files from settled ones.
     pub(crate) fn look(&mut self, ask: Ask, now: SystemTime) -> Looked {
         self.former.release();
+        let account = self.look_at_account(ask, now);
         let mut failures = Failures::default();
         let configs = failures.sort(self.source.poll(ask, now));
         let secrets = failures.sort(self.source.poll_secrets(ask, now));
@@ -134,12 +157,15 @@ impl Lookout {
             Outcome::Good
         };
         let tls = self.look_at_tls(ask, now);
+        let keys = self.look_at_keys(ask, now);
         let age = age.unwrap_or_default();
         Looked {
             new,
             outcome,
             age,
             tls,
+            keys,
+            account,
         }
     }
 
@@ -149,6 +175,44 @@ impl Lookout {
             Some(tls) => tls.poll(ask, now),
             None => Polled::Same,
         }
+    }
+
+    fn look_at_account(&mut self, ask: Ask, now: SystemTime) -> Polled<()> {
+        let Some(account) = &mut self.account else {
+            return Polled::Same;
+        };
+        match account.poll(ask, now) {
+            Polled::New(file) => match self.take_account(&file) {
+                Ok(()) => Polled::New(Box::new(())),
+                Err(problems) => Polled::Failed(problems),
+            },
+            Polled::Same => Polled::Same,
+            Polled::Failed(problems) => Polled::Failed(problems),
+            Polled::StillFailed => Polled::StillFailed,
+            Polled::NotAsked => Polled::NotAsked,
+        }
+    }
+
+    fn take_account(&mut self, file: &EnvFile) -> Result<(), Vec<Problem>> {
+        let strings = WithFile {
+            file,
+            below: &Environment,
+        };
+        let is_broker = matches!(self.source, Source::Broker(_));
+        let given = Given::new(&strings, is_broker)?;
+        if given.api_key.is_none() && !self.keys.has_file() {
+            return Err(vec![Problem::new("API_KEY", "is missing")]);
+        }
+        if let (Source::Broker(broker), Some(account)) = (&mut self.source, given.account) {
+            broker.renew(account).map_err(|problem| vec![problem])?;
+        }
+        self.keys.give(given.api_key, given.api_key_2);
+        Ok(())
+    }
+
+    /// Looks at the keys that applications present alone.
+    pub(crate) fn look_at_keys(&mut self, ask: Ask, now: SystemTime) -> Polled<Keys> {
+        self.keys.poll(ask, now)
     }
 
     fn snapshot(
@@ -245,6 +309,8 @@ mod tests {
         fs::write(&path, TENANTS).unwrap();
         let mut lookout = Lookout::new(
             Source::File(FileSource::new(path.clone(), Environment)),
+            None,
+            KeysSource::new(None, None, None, 1),
             None,
         );
         assert!(lookout.store().is_none(), "not known yet where");

@@ -37,6 +37,7 @@ pub const CLIENT_NAMES_MAX: usize = 256;
 pub struct ServerTls {
     config: Arc<ServerConfig>,
     fingerprint: [u8; 32],
+    expires_s: i64,
 }
 
 /// Which clients a server lets in: those that show a certificate.
@@ -78,7 +79,7 @@ impl ServerTls {
     /// [`PemError`] if either is missing or broken, or if they do not belong together.
     pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, PemError> {
         let chain = certificates(chain_pem)?;
-        let fingerprint = fingerprint(&chain);
+        let (fingerprint, expires_s) = (fingerprint(&chain), expires_s(&chain));
         let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| PemError::NoKey)?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -90,6 +91,7 @@ impl ServerTls {
         Ok(Self {
             config: Arc::new(config),
             fingerprint,
+            expires_s,
         })
     }
 
@@ -109,7 +111,7 @@ impl ServerTls {
         tickets: &Tickets,
     ) -> Result<Self, PemError> {
         let chain = certificates(chain_pem)?;
-        let fingerprint = fingerprint(&chain);
+        let (fingerprint, expires_s) = (fingerprint(&chain), expires_s(&chain));
         let key = {
             let der = private_key(key_pem)?;
             let der = PrivateKeyDer::try_from(der.as_slice()).map_err(|_| PemError::NoKey)?;
@@ -136,6 +138,7 @@ impl ServerTls {
         Ok(Self {
             config: Arc::new(config),
             fingerprint,
+            expires_s,
         })
     }
 }
@@ -147,6 +150,19 @@ impl ServerTls {
         let hex = self.fingerprint.iter().map(|byte| format!("{byte:02x}"));
         hex.collect()
     }
+
+    /// When the certificate ends, in seconds since 1970; 0 if that cannot be read.
+    #[must_use]
+    pub fn expires_s(&self) -> i64 {
+        self.expires_s
+    }
+}
+
+fn expires_s(chain: &[CertificateDer<'_>]) -> i64 {
+    let leaf = chain
+        .first()
+        .and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok());
+    leaf.map_or(0, |(_, leaf)| leaf.validity().not_after.timestamp())
 }
 
 fn fingerprint(chain: &[CertificateDer<'_>]) -> [u8; 32] {

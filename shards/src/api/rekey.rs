@@ -16,10 +16,7 @@ use crate::{dek, error::OpError};
 pub(super) async fn rekey<R: Rt>(mut op: Op<'_, R>, body: &mut [u8]) -> Result<Answer, OpError> {
     let request = op.core.parser.borrow_mut().rekey(body)?;
     let source = op.tenant(request.metadata.tenant_id)?;
-    let target = op
-        .view
-        .tenant(request.new_tenant_id)
-        .ok_or(OpError::UnknownTenant)?;
+    let target = op.other_tenant(request.new_tenant_id)?;
     let config = dek::primary(target)?;
     let mut bytes = op.core.buffers.take();
     edek::decode_into(request.encrypted_document_key, &mut bytes)?;

@@ -7,14 +7,18 @@ use tsp_wire::{
 };
 
 use super::Answer;
-use crate::{error::OpError, shard::Core};
+use crate::{error::OpError, keys::Caller, shard::Core};
 
 pub(super) async fn report_operations<R: Rt>(
     core: &Core<R>,
+    caller: &Caller,
     ray_id: RayId,
     body: &mut [u8],
 ) -> Result<Answer, OpError> {
     let request = core.parser.borrow_mut().report_operations(body)?;
+    if !caller.may_act_for(request.metadata.tenant_id) {
+        return Err(OpError::OutOfScope);
+    }
     let reporter = core.events.reporter(&request.metadata, ray_id);
     for (_, counts) in &request.operations {
         for (event, count) in [(DATA_ENCRYPT, counts.wraps), (DATA_DECRYPT, counts.unwraps)] {
