@@ -325,19 +325,42 @@ impl ProcessConfig {
     }
 }
 
-/// `TSP_KMS_ALLOW_ADDRESSES` alone, for who asks KMSs without serving.
+/// `TSP_KMS_ALLOW_ADDRESSES` alone, for who asks KMSs without serving. `tenants_write`: whether the endpoints are tenants' own, as
+/// a broker's are.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn destinations(strings: &impl Strings) -> Result<Destinations, Vec<Problem>> {
+pub fn destinations(
+    strings: &impl Strings,
+    tenants_write: bool,
+) -> Result<Destinations, Vec<Problem>> {
     let mut reader = Reader {
         strings,
         problems: Vec::new(),
         warnings: Vec::new(),
     };
-    let destinations = reader.destinations(false);
+    let destinations = reader.destinations(tenants_write);
     if reader.problems.is_empty() {
         Ok(destinations)
+    } else {
+        Err(reader.problems)
+    }
+}
+
+/// The broker that configurations come from, for a command that needs nothing else. `None` if no variable names one.
+///
+/// # Errors
+/// What is wrong with the variables.
+pub(crate) fn broker(strings: &impl Strings) -> Result<Option<BrokerConfig>, Vec<Problem>> {
+    let mut reader = Reader {
+        strings,
+        problems: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let age_max = reader.config_age_max();
+    let broker = reader.broker(Mode::Serve, false, age_max);
+    if reader.problems.is_empty() {
+        Ok(broker)
     } else {
         Err(reader.problems)
     }

@@ -24,6 +24,12 @@ const PROGRAM: &str = "tsp-broker";
 /// Ids of the made-up tenants, as `tsp-broker try-out` makes them; keys may be leased from the last one.
 const TENANTS: [&str; 3] = ["tenant-a", "tenant-b", "tenant-leased"];
 
+/// How the folders are called.
+const FOLDER_PREFIX: &str = "tsp-dev-";
+
+/// In each folder: locked as long as its process lives.
+const LOCK: &str = "lock";
+
 /// Ids of the made-up tenants.
 pub(crate) fn tenant_ids() -> Vec<&'static str> {
     TENANTS.to_vec()
@@ -35,6 +41,8 @@ pub(crate) struct DevBroker {
     child: Child,
     program: PathBuf,
     folder: PathBuf,
+    /// Tells others that the folder is in use.
+    _lock: File,
     url: String,
     passphrase: String,
     setup_token: String,
@@ -50,11 +58,14 @@ impl DevBroker {
         let program = program().map_err(failed)?;
         let io_failed = |why: io::Error| failed(why.to_string());
         let word = || dev::random::<16>().map(|bytes| URL_SAFE_NO_PAD.encode(*bytes));
-        let folder = std::env::temp_dir().join(format!("tsp-dev-{}", word().map_err(io_failed)?));
+        let parent = std::env::temp_dir();
+        remove_left_over(&parent);
+        let folder = parent.join(format!("{FOLDER_PREFIX}{}", word().map_err(io_failed)?));
         DirBuilder::new()
             .mode(0o700)
             .create(&folder)
             .map_err(io_failed)?;
+        let lock = lock(&folder).map_err(io_failed)?;
         let setup_token = word().map_err(io_failed)?;
         let child = match spawn(&program, &folder, &setup_token) {
             Ok(child) => child,
@@ -72,6 +83,7 @@ impl DevBroker {
             child,
             program,
             folder,
+            _lock: lock,
             url: String::new(),
             passphrase: word().map_err(io_failed)?,
             setup_token,
@@ -161,6 +173,32 @@ impl Drop for DevBroker {
     }
 }
 
+/// Locks a new folder. The lock is there only once it is locked, and goes with this process, however that ends.
+fn lock(folder: &Path) -> io::Result<File> {
+    let draft = folder.join("lock.new");
+    let lock = File::create_new(&draft)?;
+    lock.lock()?;
+    fs::rename(draft, folder.join(LOCK))?;
+    Ok(lock)
+}
+
+/// Removes what processes left behind that were killed. What cannot be removed is somebody else's.
+fn remove_left_over(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if !name.to_string_lossy().starts_with(FOLDER_PREFIX) {
+            continue;
+        }
+        let folder = entry.path();
+        if File::open(folder.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok()) {
+            let _ = fs::remove_dir_all(folder);
+        }
+    }
+}
+
 fn program() -> Result<PathBuf, String> {
     let own = std::env::current_exe().map_err(|why| why.to_string())?;
     let program = own.with_file_name(PROGRAM);
@@ -186,4 +224,28 @@ fn spawn(program: &Path, folder: &Path, setup_token: &str) -> io::Result<Child> 
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_folders_of_the_dead_are_removed() {
+        let parent = tempfile::tempdir().unwrap();
+        let made = |name: &str| {
+            let folder = parent.path().join(name);
+            fs::create_dir(&folder).unwrap();
+            folder
+        };
+        let (alive, dead) = (made("tsp-dev-alive"), made("tsp-dev-dead"));
+        let (new, other) = (made("tsp-dev-new"), made("other"));
+        let held = lock(&alive).unwrap();
+        drop((lock(&dead).unwrap(), lock(&other).unwrap()));
+        remove_left_over(parent.path());
+        assert!(alive.exists() && new.exists() && other.exists() && !dead.exists());
+        drop(held);
+        remove_left_over(parent.path());
+        assert!(!alive.exists());
+    }
 }

@@ -8,7 +8,7 @@ mod diagnosis;
 mod examination;
 mod report;
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use futures_util::StreamExt as _;
 use tsp_shards::Destinations;
@@ -17,10 +17,7 @@ use self::examination::{Chart, Patient};
 use crate::{
     RunError,
     config::{self, Environment, Problem},
-    source::{
-        Ask, Loaded, Polled,
-        file::{FileSource, config_file},
-    },
+    source::{self, Loaded},
 };
 
 /// Up to this many KMS configs are examined one after the other, so that their times are the KMSs' own.
@@ -32,7 +29,7 @@ const AT_ONE_TIME: usize = 8;
 /// Options of `tsp doctor`.
 #[derive(Debug, Default)]
 pub struct DoctorOptions {
-    /// The configuration file; else the one that `TSP_CONFIG_FILE` names.
+    /// The configuration file; else the one that `TSP_CONFIG_FILE` names, or a broker.
     pub config: Option<PathBuf>,
     /// The tenant whose KMS configs are examined; else all are.
     pub tenant: Option<String>,
@@ -49,11 +46,12 @@ pub struct Doctored {
     pub verdict: Result<(), RunError>,
 }
 
-/// Examines the KMS configs of a configuration file.
+/// Examines the KMS configs of a configuration file, or of a broker.
 #[must_use]
 pub fn doctor(options: &DoctorOptions) -> Doctored {
+    let tenants_write = source::is_broker(options.config.as_deref());
     let (patients, mut problems) = patients(options);
-    let (patients, destinations) = match config::destinations(&Environment) {
+    let (patients, destinations) = match config::destinations(&Environment, tenants_write) {
         Ok(destinations) => (patients, Arc::new(destinations)),
         // Nobody is asked before it is known who may be.
         Err(more) => {
@@ -105,20 +103,13 @@ pub fn doctor(options: &DoctorOptions) -> Doctored {
 
 /// The KMS configs that can be examined, and what is wrong with the rest.
 fn patients(options: &DoctorOptions) -> (Vec<Patient>, Vec<Problem>) {
-    let path = match config_file(options.config.as_deref()) {
-        Ok(path) => path,
-        Err(problems) => return (Vec::new(), problems),
-    };
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "no core runs yet that could be asked"
-    )]
-    let now = SystemTime::now();
-    match FileSource::new(path, Environment).poll(Ask::Always, now) {
-        Polled::New(loaded) => chosen(*loaded, options.tenant.as_deref()),
-        Polled::Failed(problems) => (Vec::new(), problems),
-        // A source that was never asked before has something to say.
-        Polled::Same | Polled::StillFailed | Polled::NotAsked => (Vec::new(), Vec::new()),
+    match source::look_once(options.config.as_deref()) {
+        Ok((loaded, not_of_now)) => {
+            let (patients, mut problems) = chosen(loaded, options.tenant.as_deref());
+            problems.extend(not_of_now);
+            (patients, problems)
+        }
+        Err(problems) => (Vec::new(), problems),
     }
 }
 
@@ -141,7 +132,7 @@ fn chosen(loaded: Loaded, tenant: Option<&str>) -> (Vec<Patient>, Vec<Problem>) 
     };
     if let Some(name) = tenant {
         if !tenants.iter().any(|tenant| tenant.id == name) {
-            let why = "there is no such tenant in the configuration file";
+            let why = "there is no such tenant in the configuration";
             problems.push(Problem::new(format!("tenant {name:?}"), why));
             return (Vec::new(), problems);
         }

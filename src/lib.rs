@@ -280,7 +280,7 @@ fn run_logged(
         plan,
         limits,
         probe,
-        lookout,
+        mut lookout,
         tls,
         store,
         first,
@@ -397,6 +397,7 @@ fn run_logged(
     .map_err(|why| internal("a thread cannot be started", &why))?;
 
     let broker = lookout.broker().map(str::to_owned);
+    lookout.use_cores(&plan);
     let asks = look::start(lookout, commander.clone())
         .map_err(|why| internal("a thread cannot be started", &why))?;
     keeper::start(store, offers, commander.clone())

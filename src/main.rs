@@ -96,7 +96,8 @@ struct ApiKeyCreate {
 struct Recover {
     /// EDEKs, one per line or as a JSON array or object, or a backup of `tsp secrets export` [default: standard input]
     input: Option<PathBuf>,
-    /// The configuration file, with the credentials of the KMS configs [default: that of TSP_CONFIG_FILE]
+    /// The configuration file, with the credentials of the KMS configs [default: that of TSP_CONFIG_FILE, or a broker's
+    /// configurations, or the last ones that TSP_SNAPSHOT_CACHE has]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The tenant that the EDEKs belong to; a LOCAL key and --derive want it
@@ -187,7 +188,7 @@ impl SecretsCommand {
 struct Doctor {
     /// Only the KMS configs of this tenant [default: all]
     tenant: Option<String>,
-    /// The configuration file [default: that of TSP_CONFIG_FILE]
+    /// The configuration file [default: that of TSP_CONFIG_FILE, or a broker's configurations]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Reports in JSON

@@ -13,7 +13,6 @@ use std::{
     io::{self, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
-    time::SystemTime,
 };
 
 use futures_util::{StreamExt as _, stream};
@@ -24,10 +23,7 @@ use self::{input::Input, opener::Opener, output::Output};
 use crate::{
     RunError,
     config::{self, Environment, Problem},
-    source::{
-        Ask, Polled,
-        file::{FileSource, config_file},
-    },
+    source,
 };
 
 /// Largest input, in bytes: about a million EDEKs. More is split, and given to as many processes as one likes.
@@ -42,7 +38,7 @@ const WARNING: &str = "recover prints keys, in the clear, on standard output: mi
 /// Options of `tsp recover`.
 #[derive(Debug, Default)]
 pub struct RecoverOptions {
-    /// The configuration file; else the one that `TSP_CONFIG_FILE` names.
+    /// The configuration file; else the one that `TSP_CONFIG_FILE` names, or a broker.
     pub config: Option<PathBuf>,
     /// What to open; standard input otherwise.
     pub input: Option<PathBuf>,
@@ -62,7 +58,9 @@ pub fn recover(
     tell: &mut impl FnMut(&str),
 ) -> Result<(), RunError> {
     let kms = configs(options, tell).map_err(RunError::Configuration)?;
-    let destinations = config::destinations(&Environment).map_err(RunError::Configuration)?;
+    let tenants_write = source::is_broker(options.config.as_deref());
+    let destinations =
+        config::destinations(&Environment, tenants_write).map_err(RunError::Configuration)?;
     let destinations = Arc::new(destinations);
     let input = read_input(options).map_err(|problem| RunError::Configuration(vec![problem]))?;
     tell(WARNING);
@@ -102,18 +100,10 @@ fn configs(
     options: &RecoverOptions,
     tell: &mut impl FnMut(&str),
 ) -> Result<BTreeMap<i32, Kms>, Vec<Problem>> {
-    let path = config_file(options.config.as_deref())?;
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "no core runs yet that could be asked"
-    )]
-    let now = SystemTime::now();
-    let loaded = match FileSource::new(path, Environment).poll(Ask::Always, now) {
-        Polled::New(loaded) => *loaded,
-        Polled::Failed(problems) => return Err(problems),
-        // A source that was never asked before has something to say.
-        Polled::Same | Polled::StillFailed | Polled::NotAsked => return Err(Vec::new()),
-    };
+    let (loaded, not_of_now) = source::look_once(options.config.as_deref())?;
+    if let Some(problem) = not_of_now {
+        tell(&problem.to_string());
+    }
     for problem in &loaded.left_out {
         tell(&problem.to_string());
     }
@@ -121,7 +111,7 @@ fn configs(
     for config in loaded.kms {
         match tsp_shards::validate_kms(&config) {
             Ok(kms) => {
-                // The file's form was checked, and so its numbers.
+                // What is no number of a KMS config stands in no EDEK.
                 if let Ok(id) = i32::try_from(config.id) {
                     usable.insert(id, kms);
                 }

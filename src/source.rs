@@ -11,7 +11,10 @@ pub(crate) mod keys;
 pub(crate) mod look;
 pub mod tls;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use tsp_shards::Snapshot;
 use tsp_wire::{
@@ -20,7 +23,10 @@ use tsp_wire::{
 };
 
 use self::{broker::BrokerSource, dev::DevSource, file::FileSource};
-use crate::{config::Problem, secrets::keeper::Store};
+use crate::{
+    config::{self, Environment, Problem},
+    secrets::keeper::Store,
+};
 
 /// All KMS configs and tenants, as a source has them now. The control core gives it a version.
 #[derive(Debug, Default)]
@@ -41,9 +47,13 @@ pub struct Loaded {
 
 impl Loaded {
     /// Makes a snapshot of the state, without tenant secrets, and adds what the data plane refuses to what the source left
-    /// out.
+    /// out. What has not changed since `former` is taken from there.
     #[must_use]
-    pub fn into_snapshot(self, version: SnapshotVersion) -> (Snapshot, Vec<Problem>) {
+    pub fn into_snapshot(
+        self,
+        version: SnapshotVersion,
+        former: Option<&Snapshot>,
+    ) -> (Snapshot, Vec<Problem>) {
         let Self {
             kms,
             unusable,
@@ -59,7 +69,7 @@ impl Loaded {
             tenants,
             secrets: Vec::new(),
         };
-        let (snapshot, rejected) = Snapshot::from_doc(doc, allow_local);
+        let (snapshot, rejected) = Snapshot::following(former, doc, allow_local);
         left_out.extend(
             rejected
                 .into_iter()
@@ -105,6 +115,41 @@ pub enum Polled<T> {
     StillFailed,
     /// Nobody looked: it is not time yet.
     NotAsked,
+}
+
+/// Whether [`look_once`] asks a broker.
+pub(crate) fn is_broker(named: Option<&Path>) -> bool {
+    file::named_file(named).is_none()
+}
+
+/// The state for a command that looks at it once, beside a process that serves or without one: that of the file that is
+/// `named`, or of the one that `TSP_CONFIG_FILE` names, or of a broker. The second is why a broker's is not of now.
+///
+/// # Errors
+/// If there is none.
+pub(crate) fn look_once(named: Option<&Path>) -> Result<(Loaded, Option<Problem>), Vec<Problem>> {
+    if let Some(path) = file::named_file(named) {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "no core runs yet that could be asked"
+        )]
+        let now = SystemTime::now();
+        return match FileSource::new(path, Environment).poll(Ask::Always, now) {
+            Polled::New(loaded) => Ok((*loaded, None)),
+            Polled::Failed(problems) => Err(problems),
+            // A source that was never asked before has something to say.
+            Polled::Same | Polled::StillFailed | Polled::NotAsked => Err(Vec::new()),
+        };
+    }
+    match config::broker(&Environment)? {
+        Some(broker) => BrokerSource::new(broker, true)
+            .map_err(|problem| vec![problem])?
+            .look_once(),
+        None => {
+            let why = "not set; --config FILE does as well, or the variables of a service account at a broker";
+            Err(vec![Problem::new("TSP_CONFIG_FILE", why)])
+        }
+    }
 }
 
 /// One of the sources.

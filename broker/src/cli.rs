@@ -101,6 +101,9 @@ struct Serve {
     /// smtps://user:password@host, or smtp://…?tls=required; without it no mail is sent
     #[arg(long, env = "BROKER_SMTP_URL", hide_env_values = true, requires_all = ["mail_from", "public_url"])]
     smtp_url: Option<String>,
+    /// File in PEM; the mail server's certificate must come of it, instead of the public authorities
+    #[arg(long, env = "BROKER_SMTP_CA", requires = "smtp_url")]
+    smtp_ca: Option<PathBuf>,
     /// Whom mails are from
     #[arg(long, env = "BROKER_MAIL_FROM")]
     mail_from: Option<String>,
@@ -598,6 +601,7 @@ async fn run(command: Command, bridge: Option<Config>) -> Result<(), String> {
                 listen: options.listen,
                 setup_token: options.setup_token,
                 mail: options.smtp_url.map(|smtp_url| MailConfig {
+                    smtp_ca: options.smtp_ca,
                     smtp_url: Secret::new(smtp_url),
                     from: options.mail_from.unwrap_or_default(),
                     public_url: options.public_url.unwrap_or_default(),

@@ -25,7 +25,7 @@ use tsp_wire::{
 };
 use zeroize::Zeroizing;
 
-use crate::model::{AdminKeys, Assign, AssignmentState, Member, SegmentDoc, Session};
+use crate::model::{AdminKeys, Assign, AssignmentState, Member, SegmentDoc, Session, SignedPath};
 
 /// Memory that Argon2id takes, in KiB: RFC 9106's second recommendation, as its passes below.
 const ARGON2_KIB: u32 = 64 * 1024;
@@ -388,6 +388,21 @@ impl Sealer<'_> {
         let binding = object.binding(self.vendor)?;
         let signed = signed::sign_content(self.signing, &binding, tenant, content)?;
         sealed(&self.key.public, self.key.epoch, &binding, &signed)
+    }
+
+    /// A KMS config's kind and key path, signed.
+    pub(crate) fn path(
+        &self,
+        kms: i64,
+        kind: &str,
+        key_path: &serde_json::Value,
+    ) -> Option<SignedPath> {
+        let kms = u64::try_from(kms).ok()?;
+        let signature = signed::sign_path(self.signing, self.vendor, kms, kind, key_path)?;
+        Some(SignedPath {
+            signer: STANDARD.encode(self.signing.verifying().as_bytes()),
+            signature: STANDARD.encode(signature),
+        })
     }
 
     /// The assignment of a KMS config to a tenant, signed.

@@ -4,11 +4,19 @@
 //! the queue, or cannot be sent after some attempts, is given up and logged. A link is always shown to whoever made it, and the
 //! audit trail has every change, so a mail that is lost is an inconvenience.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
+use hyper::Uri;
 use lettre::{
     AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor,
     message::{Mailbox, header::ContentType},
+    transport::smtp::client::{Certificate, CertificateStore, Tls, TlsParameters},
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::mpsc;
@@ -42,6 +50,8 @@ pub(crate) const NEWS_S: i64 = 60 * 60;
 pub struct MailConfig {
     /// `smtps://user:password@host[:port]`, or `smtp://…?tls=required` for STARTTLS. Plain `smtp://` for this machine alone.
     pub smtp_url: Secret<String>,
+    /// A file in PEM: whom to trust instead of the public authorities.
+    pub smtp_ca: Option<PathBuf>,
     /// Whom mails are from: an address, or `Name <address>`.
     pub from: String,
     /// The broker's own URL, for links.
@@ -71,10 +81,15 @@ impl Mail {
                     .to_owned(),
             );
         }
-        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url)
-            .map_err(|_| "the SMTP server's URL is none".to_owned())?
-            .timeout(Some(SEND_TIMEOUT))
-            .build();
+        let mut transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url)
+            .map_err(|_| "the SMTP server's URL is none".to_owned())?;
+        if let Some(path) = &config.smtp_ca {
+            if plain {
+                return Err("whom to trust goes with smtps://, or ?tls=required".to_owned());
+            }
+            transport = transport.tls(tls_of(url, path)?);
+        }
+        let transport = transport.timeout(Some(SEND_TIMEOUT)).build();
         let from = config.from.parse();
         let from = from.map_err(|_| "the sender of mails is no address".to_owned())?;
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
@@ -115,6 +130,27 @@ impl Mail {
     pub(crate) fn link(&self, token: &str, fingerprint: &str) -> String {
         format!("{}/invitation#{token}.{fingerprint}", self.public_url)
     }
+}
+
+/// TLS as `url` wants it, with a server whose certificate is of the authorities in the file at `path`.
+fn tls_of(url: &str, path: &Path) -> Result<Tls, String> {
+    let failed = |why: String| format!("{}: {why}", path.display());
+    let pem = fs::read(path).map_err(|why| failed(why.to_string()))?;
+    let authorities = Certificate::from_pem(&pem).map_err(|why| failed(why.to_string()))?;
+    let uri: Option<Uri> = url.parse().ok();
+    let host = uri.as_ref().and_then(Uri::host);
+    let host = host.ok_or("the SMTP server's URL is none")?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let parameters = TlsParameters::builder(host.to_owned())
+        .certificate_store(CertificateStore::None)
+        .add_root_certificate(authorities)
+        .build()
+        .map_err(|why| failed(why.to_string()))?;
+    Ok(if url.starts_with("smtps://") {
+        Tls::Wrapper(parameters)
+    } else {
+        Tls::Required(parameters)
+    })
 }
 
 async fn deliver(

@@ -264,9 +264,22 @@ pub struct KmsDoc {
     pub leasing_allowed: bool,
     /// The sealed content.
     pub envelope: String,
+    /// Who says that this is its kind and key path. Absent from older programs.
+    #[serde(default)]
+    pub path: SignedPath,
     /// The same for the vendor whom a tenant's config is assigned to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<Share>,
+}
+
+/// A signature under a KMS config's kind and key path, for who cannot open its content. Empty if nobody signed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SignedPath {
+    /// Ed25519 key of who signed, in base64.
+    pub signer: String,
+    /// The signature, in base64.
+    pub signature: String,
 }
 
 /// A KMS config as it is listed, without its content.

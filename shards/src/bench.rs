@@ -77,7 +77,7 @@ impl Tables {
     #[must_use]
     pub fn new(snapshot: &Snapshot) -> Self {
         let slot = SnapshotSlot::default();
-        slot.offer(snapshot, &Rc::new(Cell::new(0)));
+        slot.offer_alone(snapshot, &Rc::new(Cell::new(0)));
         Self(slot)
     }
 

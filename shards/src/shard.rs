@@ -346,7 +346,7 @@ impl Shard {
         core.rt.spawn(async move {
             while let Some(snapshot) = snapshots.recv().await {
                 let before = slot.slot.load();
-                if slot.slot.offer(&snapshot, slot.keyring.total()) {
+                if slot.slot.offer(&snapshot, slot.keyring.total()).await {
                     if let Some(view) = slot.slot.load() {
                         if before.is_none_or(|before| !view.shares_tables(&before)) {
                             slot.tokens.retain(&view.credentials());

@@ -24,6 +24,7 @@ use crate::{
     keyring::TenantKeys,
     metrics::ShardMetrics,
     secrets::SecretTable,
+    shard::yield_now,
 };
 
 pub use former::FormerSnapshots;
@@ -75,6 +76,16 @@ impl Snapshot {
     /// `allow_local` permits the built-in local KMS, whose keys lie with the configuration.
     #[must_use]
     pub fn from_doc(doc: SnapshotDoc, allow_local: bool) -> (Self, Vec<Rejected>) {
+        Self::following(None, doc, allow_local)
+    }
+
+    /// Likewise, and takes KMS configs that have not changed since `former` from there, ready as they are.
+    #[must_use]
+    pub fn following(
+        former: Option<&Self>,
+        doc: SnapshotDoc,
+        allow_local: bool,
+    ) -> (Self, Vec<Rejected>) {
         let mut rejected = Vec::new();
         let mut kms = BTreeMap::new();
         for config in doc.kms {
@@ -89,19 +100,25 @@ impl Snapshot {
                 rejected.push(Rejected { what, why });
                 continue;
             }
+            let fingerprint = Fingerprint::of(&config);
+            let same = former
+                .and_then(|former| former.configs.kms.get(&id))
+                .filter(|same| same.fingerprint == fingerprint)
+                .and_then(|same| same.kms.clone());
             let usable = if matches!(config.key, KmsKeyDoc::Local { .. }) && !allow_local {
                 Err("the local KMS is not allowed here; TSP_ALLOW_LOCAL_KMS=true permits it".into())
+            } else if let Some(same) = same {
+                Ok(same)
             } else {
-                validate_kms(&config)
+                validate_kms(&config).map(Arc::new)
             };
             let usable = usable
                 .map_err(|why| rejected.push(Rejected { what, why }))
-                .map(Arc::new)
                 .ok();
             let config = KmsConfig {
                 kms: usable,
                 leasing_allowed: config.leasing_allowed,
-                fingerprint: Fingerprint::of(&config),
+                fingerprint,
             };
             kms.insert(id, config);
         }
@@ -235,6 +252,9 @@ fn validate_tenant(
     Ok((id, assignments))
 }
 
+/// Entries of a new table that a shard makes before it looks after its requests again: a few hundred nanoseconds each.
+const ENTRIES_AT_ONCE: usize = 256;
+
 /// One shard's own tables, made from a [`Snapshot`]. An operation keeps one from its start to its end.
 #[derive(Debug)]
 pub(crate) struct View {
@@ -292,8 +312,8 @@ pub(crate) struct KmsState {
 }
 
 impl View {
-    /// Builds this shard's tables, or takes those of `previous` if only secrets have changed.
-    pub(crate) fn build(
+    /// Builds this shard's tables, or takes those of `previous` if only secrets have changed. Lets others run now and then.
+    async fn build(
         snapshot: &Snapshot,
         previous: Option<&Self>,
         keys_total: &Rc<Cell<usize>>,
@@ -304,7 +324,7 @@ impl View {
             }
             Some(_) | None => {
                 let previous = previous.map(|view| &*view.tables);
-                Rc::new(Tables::build(&snapshot.configs, previous, keys_total))
+                Rc::new(Tables::build(&snapshot.configs, previous, keys_total).await)
             }
         };
         Self {
@@ -347,63 +367,73 @@ impl View {
 impl Tables {
     /// Builds them; what `previous` knows of loads, sessions and keys goes on. Keys that stem from a config that is no longer
     /// active for their tenant, or was edited, are dropped. `keys_total` counts the opened keys of all tenants.
-    fn build(configs: &Configs, previous: Option<&Self>, keys_total: &Rc<Cell<usize>>) -> Self {
-        let kms: HashMap<_, _> = configs
-            .kms
-            .iter()
-            .map(|(id, config)| {
-                let before = previous.and_then(|tables| tables.kms.get(id));
-                let state = before.map_or_else(Rc::default, |config| Rc::clone(&config.state));
-                (
-                    *id,
-                    Rc::new(KmsHandle {
-                        id: *id,
-                        kms: config.kms.clone(),
-                        leasing_allowed: config.leasing_allowed,
-                        fingerprint: config.fingerprint,
-                        state,
-                    }),
-                )
-            })
-            .collect();
+    ///
+    /// What has not changed is shared with `previous`, so that there is little to make, and to free afterwards.
+    async fn build(
+        configs: &Configs,
+        previous: Option<&Self>,
+        keys_total: &Rc<Cell<usize>>,
+    ) -> Self {
+        let mut kms = HashMap::with_capacity(configs.kms.len());
+        for (count, (id, config)) in configs.kms.iter().enumerate() {
+            breathe(count).await;
+            let before = previous.and_then(|tables| tables.kms.get(id));
+            let handle = match before {
+                Some(before) if before.is_made_from(config) => Rc::clone(before),
+                Some(_) | None => Rc::new(KmsHandle {
+                    id: *id,
+                    kms: config.kms.clone(),
+                    leasing_allowed: config.leasing_allowed,
+                    fingerprint: config.fingerprint,
+                    state: before.map_or_else(Rc::default, |before| Rc::clone(&before.state)),
+                }),
+            };
+            kms.insert(*id, handle);
+        }
         let mut next_tenant =
             previous.map_or_else(TenantNumber::default, |tables| tables.next_tenant);
-        let tenants = configs
-            .tenants
-            .iter()
-            .map(|(id, assignments)| {
-                let handle = |a: &Assignment| kms.get(&a.kms).map(Rc::clone);
-                let before = previous.and_then(|tables| tables.tenants.get(id));
-                let keys = before.map_or_else(
-                    || TenantKeys::new(keys_total),
-                    |tenant| Rc::clone(&tenant.keys),
-                );
-                let load = before.map(|tenant| tenant.load.share()).unwrap_or_else(|| {
+        let mut tenants = HashMap::with_capacity(configs.tenants.len());
+        for (count, (id, assignments)) in configs.tenants.iter().enumerate() {
+            breathe(count).await;
+            let handle = |a: &Assignment| kms.get(&a.kms).map(Rc::clone);
+            let primary = assignments.iter().find(|a| a.primary).and_then(handle);
+            let active = assignments.iter().filter(|a| a.active);
+            let active: Vec<_> = active.filter_map(handle).collect();
+            let before = previous.and_then(|tables| tables.tenants.get(id));
+            let tenant = match before {
+                Some(before) if before.has(primary.as_ref(), &active) => Rc::clone(before),
+                Some(before) => Rc::new(Tenant {
+                    id: id.clone(),
+                    load: before.load.share(),
+                    keys: Rc::clone(&before.keys),
+                    meter: Cell::new(None),
+                    primary,
+                    active,
+                }),
+                None => {
                     let number = next_tenant;
                     next_tenant = TenantNumber(number.0 + 1);
-                    TenantLoad::new(number)
-                });
-                let tenant = Tenant {
-                    id: id.clone(),
-                    load,
-                    keys,
-                    meter: Cell::new(None),
-                    primary: assignments.iter().find(|a| a.primary).and_then(handle),
-                    active: assignments
-                        .iter()
-                        .filter(|a| a.active)
-                        .filter_map(handle)
-                        .collect(),
-                };
-                tenant.keys.retain(|config, fingerprint, lease| {
-                    let config = tenant.active(config.number());
-                    config.is_some_and(|config| {
-                        config.fingerprint == fingerprint && (config.leasing_allowed || !lease)
+                    Rc::new(Tenant {
+                        id: id.clone(),
+                        load: TenantLoad::new(number),
+                        keys: TenantKeys::new(keys_total),
+                        meter: Cell::new(None),
+                        primary,
+                        active,
                     })
-                });
-                (id.clone(), Rc::new(tenant))
-            })
-            .collect::<HashMap<_, _>>();
+                }
+            };
+            tenants.insert(id.clone(), tenant);
+        }
+        // In one go, right before the tables are used: what ran in between may have left keys of a config that goes.
+        for tenant in tenants.values() {
+            tenant.keys.retain(|config, fingerprint, lease| {
+                let config = tenant.active(config.number());
+                config.is_some_and(|config| {
+                    config.fingerprint == fingerprint && (config.leasing_allowed || !lease)
+                })
+            });
+        }
         // Operations that go on may hold the old view; its keys go now.
         let gone = previous.into_iter().flat_map(|tables| &tables.tenants);
         for (_, tenant) in gone.filter(|(id, _)| !tenants.contains_key(*id)) {
@@ -417,6 +447,13 @@ impl Tables {
     }
 }
 
+/// Lets the shard's other tasks run, once in a while.
+async fn breathe(count: usize) {
+    if count % ENTRIES_AT_ONCE == ENTRIES_AT_ONCE - 1 {
+        yield_now().await;
+    }
+}
+
 /// The credential that a config fetches tokens for, if it does.
 fn credential(config: &Rc<KmsHandle>) -> Option<CredentialId> {
     match config.kms.as_deref()? {
@@ -425,7 +462,34 @@ fn credential(config: &Rc<KmsHandle>) -> Option<CredentialId> {
     }
 }
 
+impl KmsHandle {
+    /// Whether it is what `config` makes.
+    fn is_made_from(&self, config: &KmsConfig) -> bool {
+        let same_kms = match (&self.kms, &config.kms) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        same_kms
+            && self.fingerprint == config.fingerprint
+            && self.leasing_allowed == config.leasing_allowed
+    }
+}
+
 impl Tenant {
+    /// Whether these are its configs, the very same ones.
+    fn has(&self, primary: Option<&Rc<KmsHandle>>, active: &[Rc<KmsHandle>]) -> bool {
+        let same = |(own, other): (&Rc<KmsHandle>, &Rc<KmsHandle>)| Rc::ptr_eq(own, other);
+        let same_primary = match (&self.primary, primary) {
+            (Some(own), Some(other)) => same((own, other)),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        same_primary
+            && self.active.len() == active.len()
+            && self.active.iter().zip(active).all(same)
+    }
+
     /// The credentials that its configs fetch tokens for.
     pub(crate) fn credentials(&self) -> HashSet<CredentialId> {
         self.active.iter().filter_map(credential).collect()
@@ -464,8 +528,9 @@ impl SnapshotSlot {
         self.0.borrow().clone()
     }
 
-    /// Takes `snapshot` if it is newer than the current one; tells whether it was.
-    pub(crate) fn offer(&self, snapshot: &Snapshot, keys_total: &Rc<Cell<usize>>) -> bool {
+    /// Takes `snapshot` if it is newer than the current one; tells whether it was. One at a time: only its caller replaces
+    /// the current one.
+    pub(crate) async fn offer(&self, snapshot: &Snapshot, keys_total: &Rc<Cell<usize>>) -> bool {
         let current = self.load();
         if current
             .as_ref()
@@ -473,9 +538,23 @@ impl SnapshotSlot {
         {
             return false;
         }
-        let next = Rc::new(View::build(snapshot, current.as_deref(), keys_total));
+        let next = Rc::new(View::build(snapshot, current.as_deref(), keys_total).await);
         self.0.replace(Some(next));
         true
+    }
+
+    /// Likewise, where there is nobody else to let run.
+    #[cfg(any(test, feature = "bench"))]
+    pub(crate) fn offer_alone(&self, snapshot: &Snapshot, keys_total: &Rc<Cell<usize>>) -> bool {
+        use std::task::{Context, Poll, Waker};
+
+        let mut offer = std::pin::pin!(self.offer(snapshot, keys_total));
+        let mut context = Context::from_waker(Waker::noop());
+        loop {
+            if let Poll::Ready(taken) = offer.as_mut().poll(&mut context) {
+                return taken;
+            }
+        }
     }
 }
 
@@ -543,6 +622,12 @@ mod tests {
         }
     }
 
+    fn view_of(snapshot: &Snapshot) -> Rc<View> {
+        let slot = SnapshotSlot::default();
+        assert!(slot.offer_alone(snapshot, &Rc::default()));
+        slot.load().unwrap()
+    }
+
     fn left_out(rejected: &[Rejected]) -> Vec<&str> {
         rejected
             .iter()
@@ -582,7 +667,7 @@ mod tests {
             "tenant \"good\"",
         ];
         assert_eq!(left_out(&rejected), named);
-        let view = View::build(&snapshot, None, &Rc::default());
+        let view = view_of(&snapshot);
         let good = view.tenant("good").unwrap();
         assert_eq!(
             good.primary.as_ref().unwrap().id.number(),
@@ -607,7 +692,7 @@ mod tests {
         };
         let (snapshot, rejected) = Snapshot::from_doc(doc, true);
         assert_eq!(rejected, [], "they were named by their source");
-        let view = View::build(&snapshot, None, &Rc::default());
+        let view = view_of(&snapshot);
         let tenant = view.tenant("t").unwrap();
         assert!(tenant.primary.as_ref().unwrap().kms.is_none());
         assert!(tenant.active(1).unwrap().kms.is_some());
@@ -636,9 +721,9 @@ mod tests {
         let slot = SnapshotSlot::default();
         let snapshot =
             |version, tenants| Snapshot::from_doc(doc(version, vec![local(1)], tenants), true).0;
-        assert!(slot.offer(&snapshot(2, vec![tenant("new", &[(1, true, true)])]), total));
-        assert!(!slot.offer(&snapshot(1, vec![]), total));
-        assert!(!slot.offer(&snapshot(2, vec![]), total));
+        assert!(slot.offer_alone(&snapshot(2, vec![tenant("new", &[(1, true, true)])]), total));
+        assert!(!slot.offer_alone(&snapshot(1, vec![]), total));
+        assert!(!slot.offer_alone(&snapshot(2, vec![]), total));
         assert!(slot.load().unwrap().tenant("new").is_some());
     }
 
@@ -652,9 +737,9 @@ mod tests {
                 .collect();
             Snapshot::from_doc(doc(version, vec![aws(1, "eu-west-1")], tenants), true).0
         };
-        slot.offer(&snapshot(1, &["a", "b"]), &Rc::default());
+        slot.offer_alone(&snapshot(1, &["a", "b"]), &Rc::default());
         let before = slot.load().unwrap();
-        slot.offer(&snapshot(2, &["b", "c"]), &Rc::default());
+        slot.offer_alone(&snapshot(2, &["b", "c"]), &Rc::default());
         let after = slot.load().unwrap();
         let config = |view: &View| Rc::clone(view.tenant("b").unwrap().primary.as_ref().unwrap());
         assert!(Rc::ptr_eq(&config(&before).state, &config(&after).state));
@@ -687,9 +772,9 @@ mod tests {
         };
         let (second, rejected) = first.with_secrets(SnapshotVersion(2), &[secret(7)]);
         assert_eq!((rejected, second.secret_count()), (vec![], 1));
-        slot.offer(&first, total);
+        slot.offer_alone(&first, total);
         let before = slot.load().unwrap();
-        assert!(slot.offer(&second, total));
+        assert!(slot.offer_alone(&second, total));
         let after = slot.load().unwrap();
         assert!(Rc::ptr_eq(&before.tables, &after.tables));
         let acme = &after.tenant("acme").unwrap().id;
@@ -697,9 +782,50 @@ mod tests {
         assert_eq!((path(&before), path(&after)), (false, true));
 
         let (edited, _) = Snapshot::from_doc(doc(3, vec![local(2)], vec![]), true);
-        assert!(slot.offer(&second.with_configs_of(&edited), total));
+        assert!(slot.offer_alone(&second.with_configs_of(&edited), total));
         let edited = slot.load().unwrap();
         assert!(path(&edited) && edited.tenant("acme").is_none());
+    }
+
+    #[test]
+    fn what_has_not_changed_is_not_made_again() {
+        let tenants = || {
+            vec![
+                tenant("a", &[(1, true, true)]),
+                tenant("b", &[(2, true, true)]),
+                tenant("c", &[(1, true, true), (2, true, false)]),
+            ]
+        };
+        let kms = |region| vec![aws(1, "eu-west-1"), aws(2, region)];
+        let (first, _) = Snapshot::from_doc(doc(1, kms("eu-west-1"), tenants()), true);
+        let edited = doc(2, kms("eu-west-2"), tenants());
+        let (second, _) = Snapshot::following(Some(&first), edited, true);
+        let slot = SnapshotSlot::default();
+        assert!(slot.offer_alone(&first, &Rc::default()));
+        let before = slot.load().unwrap();
+        assert!(slot.offer_alone(&second, &Rc::default()));
+        let after = slot.load().unwrap();
+        let same = |name| {
+            let of = |view: &View| Rc::clone(view.tenant(name).unwrap());
+            Rc::ptr_eq(&of(&before), &of(&after))
+        };
+        assert_eq!(["a", "b", "c"].map(same), [true, false, false]);
+        let config =
+            |view: &View, number| Rc::clone(view.tenant("c").unwrap().active(number).unwrap());
+        assert!(Rc::ptr_eq(&config(&before, 1), &config(&after, 1)));
+        assert_ne!(
+            config(&before, 2).fingerprint,
+            config(&after, 2).fingerprint
+        );
+
+        // Whether keys may be leased from a config stands beside it.
+        let mut leasing = doc(3, kms("eu-west-2"), tenants());
+        leasing.kms[0].leasing_allowed = true;
+        let (third, _) = Snapshot::following(Some(&second), leasing, true);
+        assert!(slot.offer_alone(&third, &Rc::default()));
+        let third = slot.load().unwrap();
+        assert!(config(&third, 1).leasing_allowed && !config(&after, 1).leasing_allowed);
+        assert!(Rc::ptr_eq(&config(&third, 2), &config(&after, 2)));
     }
 
     #[test]
@@ -707,11 +833,7 @@ mod tests {
         let tenants = vec![tenant("disabled", &[(1, false, false)])];
         let (snapshot, rejected) = Snapshot::from_doc(doc(1, vec![local(1)], tenants), true);
         assert_eq!(rejected, []);
-        assert!(
-            View::build(&snapshot, None, &Rc::default())
-                .tenant("disabled")
-                .is_none()
-        );
+        assert!(view_of(&snapshot).tenant("disabled").is_none());
     }
 
     #[test]
@@ -719,10 +841,7 @@ mod tests {
         let kms = vec![local(1), aws(2, "eu-west-1")];
         let (snapshot, _) =
             Snapshot::from_doc(doc(1, kms, vec![tenant("t", &[(1, true, true)])]), true);
-        let printed = format!(
-            "{snapshot:?} {:?}",
-            View::build(&snapshot, None, &Rc::default())
-        );
+        let printed = format!("{snapshot:?} {:?}", view_of(&snapshot));
         assert!(!printed.contains("canary"), "{printed}");
         assert!(!printed.contains(&CANARY.to_string()), "{printed}");
     }

@@ -506,6 +506,6 @@ fn a_named_tenant_chooses_its_active_configs() {
     let nobody = ids(Some("nobody")).1;
     assert_eq!(
         nobody,
-        ["tenant \"nobody\": there is no such tenant in the configuration file"]
+        ["tenant \"nobody\": there is no such tenant in the configuration"]
     );
 }

@@ -124,9 +124,7 @@ impl<'a, R: Rt> Opener<'a, R> {
         known.ok_or_else(|| {
             let first = edeks.encrypted_deks.first();
             let id = first.map_or(0, |entry| entry.kms_config_id);
-            format!(
-                "KMS config {id} wrapped it, and the configuration file has none that can be used"
-            )
+            format!("KMS config {id} wrapped it, and the configuration has none that can be used")
         })
     }
 

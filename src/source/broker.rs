@@ -6,6 +6,7 @@
 
 pub(crate) mod cache;
 pub(crate) mod client;
+mod crew;
 
 use std::{
     io::Read as _,
@@ -21,7 +22,7 @@ use tsp_rt::{
 };
 use tsp_wire::{
     account::{
-        Configs, LeftOut, OpenSegment, SNAPSHOT_BYTES_MAX, SNAPSHOT_PATH, Seen, SnapshotAnswer,
+        Configs, LeftOut, Memory, SNAPSHOT_BYTES_MAX, SNAPSHOT_PATH, Seen, SnapshotAnswer,
         SnapshotError,
         env::{CONFIG_BROKER_URL, ServiceAccount},
     },
@@ -31,10 +32,12 @@ use tsp_wire::{
 use self::{
     cache::{Cache, Cached},
     client::{Answered, Call, Client, Failure},
+    crew::Crew,
 };
 use super::{Ask, Loaded, Polled, file};
 use crate::{
     config::{BrokerConfig, CA_BYTES_MAX, Problem},
+    cores::CorePlan,
     secrets::broker::BrokerStore,
 };
 
@@ -66,6 +69,10 @@ pub struct BrokerSource {
     /// Of the state that is in force, or in reserve.
     etag: Option<String>,
     seen: Seen,
+    /// What was opened of the last snapshot.
+    memory: Memory,
+    /// Opens the first one. The later ones have little that is new, and this thread does not disturb the shards.
+    crew: Option<Crew>,
     /// What the disk had at the start, until it is used or the broker gave something newer.
     reserve: Option<Reserve>,
     /// Handed out by the next [`Self::poll_secrets`].
@@ -135,6 +142,8 @@ impl BrokerSource {
             started: false,
             etag: None,
             seen: Seen::default(),
+            memory: Memory::default(),
+            crew: Some(Crew::here()),
             reserve: None,
             secrets: None,
             outcome: Last::NotAsked,
@@ -196,6 +205,43 @@ impl BrokerSource {
         }
     }
 
+    /// Looks once, for a command. Where the broker gives nothing, the copy on disk does, of whatever age: then the second tells
+    /// why. The copy stays as it is.
+    ///
+    /// # Errors
+    /// If there is neither.
+    pub(crate) fn look_once(mut self) -> Result<(Loaded, Option<Problem>), Vec<Problem>> {
+        self.cache = self.cache.map(Cache::looked_at);
+        let unusable = self.load_reserve().err();
+        let reserve = |source: &mut Self| source.reserve.take();
+        match self.fetch() {
+            Ok(Some(state)) => Ok((state.loaded, None)),
+            Ok(None) => match reserve(&mut self) {
+                Some(reserve) => Ok((reserve.state.loaded, None)),
+                None => Err(Vec::new()),
+            },
+            Err(problem) => match reserve(&mut self) {
+                Some(Reserve { state, confirmed }) => {
+                    let age = self.client.now().duration_since(confirmed);
+                    let hours = age.unwrap_or_default().as_secs() / 3_600;
+                    let why = format!(
+                        "{}; the configurations are those of the copy on disk, which is {hours} hours old",
+                        problem.why
+                    );
+                    Ok((state.loaded, Some(Problem::new(problem.place, why))))
+                }
+                None => Err([problem].into_iter().chain(unusable).collect()),
+            },
+        }
+    }
+
+    /// Which cores help with the first snapshot; else the kernel places the threads that do.
+    pub(crate) fn use_cores(&mut self, plan: &CorePlan) {
+        if let Some(crew) = &mut self.crew {
+            crew.use_cores(plan);
+        }
+    }
+
     /// Where the broker is.
     pub(crate) fn url(&self) -> &str {
         self.client.url()
@@ -212,7 +258,9 @@ impl BrokerSource {
     pub(crate) fn poll(&mut self, ask: Ask) -> Polled<Loaded> {
         if !self.started {
             self.started = true;
-            self.load_reserve();
+            if let Err(problem) = self.load_reserve() {
+                tracing::warn!(place = problem.place, "{problem}");
+            }
         }
         let now = monotonic();
         if ask == Ask::News {
@@ -266,6 +314,7 @@ impl BrokerSource {
     fn hand_out(&mut self, state: State) -> Polled<Loaded> {
         let State { loaded, secrets } = state;
         self.secrets = Some(secrets);
+        self.crew = None;
         Polled::New(Box::new(loaded))
     }
 
@@ -324,7 +373,7 @@ impl BrokerSource {
         let now = self.client.now();
         if let Some(cache) = &mut self.cache {
             let etag = etag.as_deref().unwrap_or_default();
-            cache.store(etag, now, body.gzip, &body.bytes);
+            cache.store(etag, now, body.gzip, &body.bytes, &self.memory);
         }
         self.etag = etag;
         Ok(Some(state))
@@ -342,43 +391,49 @@ impl BrokerSource {
         let snapshot = SnapshotAnswer::from_json(json)?;
         let segment = snapshot.open(self.client.account())?;
         self.seen.advance(&snapshot)?;
-        let mut loaded = loaded(&snapshot, &segment);
+        if let Some(crew) = &self.crew {
+            for learned in crew.run(segment.work(&snapshot, &self.memory)) {
+                self.memory.learn(learned);
+            }
+        }
+        let mut loaded = loaded(segment.configs(&snapshot, &mut self.memory));
         loaded.allow_local = self.allow_local;
         let secrets = snapshot.secrets.into_iter().map(Into::into).collect();
         Ok(State { loaded, secrets })
     }
 
     /// Reads the copy on disk. Even one that is too old to serve tells what a broker must not go behind.
-    fn load_reserve(&mut self) {
+    ///
+    /// # Errors
+    /// Why it is of no use.
+    fn load_reserve(&mut self) -> Result<(), Problem> {
         let now = self.client.now();
-        let Some(cache) = &mut self.cache else { return };
+        let Some(cache) = &mut self.cache else {
+            return Ok(());
+        };
         let place = cache.place();
+        let unusable =
+            |why: &str| Problem::new(&place, format!("the copy on disk is not used: {why}"));
+        let Some(cached) = cache.load(now).map_err(|why| unusable(&why))? else {
+            return Ok(());
+        };
         let Cached {
             etag,
             confirmed,
             young,
             gzip,
             body,
-        } = match cache.load(now) {
-            Ok(Some(cached)) => cached,
-            Ok(None) => return,
-            Err(why) => {
-                tracing::warn!(place, "the copy on disk is not used: {why}");
-                return;
-            }
-        };
-        match self.open(&Body { bytes: body, gzip }) {
-            Ok(state) if young => {
-                self.etag = Some(etag).filter(|etag| !etag.is_empty());
-                self.reserve = Some(Reserve { state, confirmed });
-            }
-            Ok(_) => {
-                tracing::warn!(place, "the copy on disk is too old to serve with");
-            }
-            Err(why) => {
-                tracing::warn!(place, "the copy on disk is not used: {why}");
-            }
+            memory,
+        } = cached;
+        self.memory = memory;
+        let state = self.open(&Body { bytes: body, gzip });
+        let state = state.map_err(|why| unusable(&why.to_string()))?;
+        if !young {
+            return Err(unusable("it is too old to serve with"));
         }
+        self.etag = Some(etag).filter(|etag| !etag.is_empty());
+        self.reserve = Some(Reserve { state, confirmed });
+        Ok(())
     }
 }
 
@@ -392,12 +447,12 @@ pub(crate) fn roots(path: &Path) -> Result<ClientTls, String> {
 }
 
 /// All that can be used of a snapshot.
-fn loaded(snapshot: &SnapshotAnswer, segment: &OpenSegment) -> Loaded {
+fn loaded(configs: Configs) -> Loaded {
     let Configs {
         kms,
         tenants,
         left_out,
-    } = segment.configs(snapshot);
+    } = configs;
     let mut loaded = Loaded {
         kms,
         tenants,

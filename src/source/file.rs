@@ -198,16 +198,20 @@ impl<S: Strings> FileSource<S> {
 /// # Errors
 /// If none is named.
 pub(crate) fn config_file(named: Option<&Path>) -> Result<PathBuf, Vec<Problem>> {
+    named_file(named).ok_or_else(|| {
+        let why = "not set; --config FILE does as well";
+        vec![Problem::new("TSP_CONFIG_FILE", why)]
+    })
+}
+
+/// Likewise; `None` if none is named.
+pub(super) fn named_file(named: Option<&Path>) -> Option<PathBuf> {
     let variable = || {
         let named = Environment.get("TSP_CONFIG_FILE").ok().flatten();
         named.map(|name| PathBuf::from(name.trim()))
     };
     let path = named.map(Path::to_owned).or_else(variable);
     path.filter(|path| !path.as_os_str().is_empty())
-        .ok_or_else(|| {
-            let why = "not set; --config FILE does as well";
-            vec![Problem::new("TSP_CONFIG_FILE", why)]
-        })
 }
 
 /// The file of tenant secrets that goes with the configuration file at `config`.

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     config::{Environment, Problem},
     control::Command,
+    cores::CorePlan,
     secrets::keeper::Store,
 };
 
@@ -133,6 +134,13 @@ impl Lookout {
         }
     }
 
+    /// Which cores this process has.
+    pub(crate) fn use_cores(&mut self, plan: &CorePlan) {
+        if let Source::Broker(broker) = &mut self.source {
+            broker.use_cores(plan);
+        }
+    }
+
     /// Looks, and makes a snapshot of what is new. `now` tells fresh files from settled ones.
     pub(crate) fn look(&mut self, ask: Ask, now: SystemTime) -> Looked {
         self.former.release();
@@ -225,7 +233,7 @@ impl Lookout {
         let mut new = None;
         let mut tell = configs.is_some();
         if let Some(configs) = configs {
-            let (snapshot, left_out) = configs.into_snapshot(version);
+            let (snapshot, left_out) = configs.into_snapshot(version, self.last.as_ref());
             self.configs_left_out = left_out;
             new = Some(match &self.last {
                 Some(last) => last.with_configs_of(&snapshot),

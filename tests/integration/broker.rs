@@ -1,6 +1,7 @@
 //! Proxies whose configurations come from a real broker: the way from an admin's command to a tenant's wrap, and everything
 //! that can go wrong on it.
 
+mod commands;
 mod scale;
 
 use std::{

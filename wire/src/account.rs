@@ -6,6 +6,7 @@
 
 pub mod env;
 pub mod kms;
+mod opened;
 pub mod signed;
 mod snapshot;
 pub mod token;
@@ -15,10 +16,13 @@ use std::fmt;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
-pub use self::snapshot::{
-    Assignment, ConfigError, Configs, KmsConfig, LeftOut, LoggingConfig, OpenSegment,
-    RefusedSecret, SNAPSHOT_BYTES_MAX, SNAPSHOT_FORMAT, SecretOffer, SecretOutcome, SecretsAnswer,
-    SecretsRequest, Seen, Segment, SnapshotAnswer, SnapshotError, Tenant, TenantSecret,
+pub use self::{
+    opened::{ConfigError, Configs, Learned, LeftOut, Memory, MemoryKey, OpenSegment, Work},
+    snapshot::{
+        Assignment, KmsConfig, LoggingConfig, RefusedSecret, SNAPSHOT_BYTES_MAX, SNAPSHOT_FORMAT,
+        SecretOffer, SecretOutcome, SecretsAnswer, SecretsRequest, Seen, Segment, SnapshotAnswer,
+        SnapshotError, Tenant, TenantSecret,
+    },
 };
 use crate::envelope::{VendorFingerprint, VerifyingKey};
 

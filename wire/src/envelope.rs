@@ -29,6 +29,7 @@ use hpke::{
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 
+pub(crate) use self::keys::{Claim, prove};
 pub use self::keys::{
     KEY_BYTES, PrivateKey, PublicKey, SIGNATURE_BYTES, SegmentKey, SigningKey, VendorFingerprint,
     VerifyingKey,

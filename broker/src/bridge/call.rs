@@ -1,6 +1,7 @@
 //! What the bridge asks the broker: one signed `POST` per call, answered with a shape of [`shapes`](super::shapes).
 
 use serde::{Deserialize, Serialize};
+use tsp_wire::account::signed::Signer;
 
 use super::query::{AssignmentQuery, KmsConfigQuery, SecretQuery, TagQuery, TenantQuery};
 use crate::model::{Assign, KmsDoc, RotationStep, SegmentDoc};
@@ -126,6 +127,9 @@ pub(crate) struct Sealing {
     /// Ed25519, in base64.
     pub(crate) vendor_key: String,
     pub(crate) segment: SegmentDoc,
+    /// Whom the vendor vouches for: its bridges.
+    #[serde(default)]
+    pub(crate) signers: Vec<Signer>,
     /// For a new object; 0 if none was asked for.
     pub(crate) number: i64,
 }

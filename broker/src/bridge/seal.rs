@@ -5,7 +5,11 @@ use serde::{Deserialize, Deserializer};
 use serde_json::json;
 use tsp_wire::{
     Secret,
-    account::{env::ServiceAccount, kms},
+    account::{
+        env::ServiceAccount,
+        kms,
+        signed::{self, Signers},
+    },
     envelope::{Epoch, Kind, SegmentKey, VerifyingKey},
 };
 use utoipa::{
@@ -19,8 +23,8 @@ use super::{
     shapes::{KmsType, StoredKmsConfig},
 };
 use crate::{
-    keys::{Object, Sealer, key_bytes, public_key},
-    model::{Assign, AssignmentState, KmsDoc},
+    keys::{Object, Sealer, key_bytes, public_key, verifying_key},
+    model::{Assign, AssignmentState, KmsDoc, SignedPath},
 };
 
 fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<Secret<String>, D::Error> {
@@ -367,7 +371,11 @@ fn refused(why: &str) -> SealError {
 }
 
 /// Seals and signs for the bridge's vendor.
-pub(crate) struct Bench<'a>(Sealer<'a>);
+pub(crate) struct Bench<'a> {
+    sealer: Sealer<'a>,
+    /// Who speaks for the vendor.
+    signers: Signers,
+}
 
 impl<'a> Bench<'a> {
     /// Believes what the broker tells only if the vendor has signed it, whose fingerprint is in the account's id.
@@ -383,13 +391,15 @@ impl<'a> Bench<'a> {
             let signature = STANDARD.decode(&sealing.segment.signature).ok()?;
             let good = vendor_key.fingerprint() == vendor.fingerprint
                 && key.is_signed(&vendor_key, &signature);
-            good.then_some(Sealer {
+            let signers = Signers::new(vendor, vendor_key, &sealing.signers);
+            let sealer = Sealer {
                 vendor,
                 key,
                 signing: &account.signing_key,
-            })
+            };
+            good.then_some(Self { sealer, signers })
         };
-        made().map(Self).ok_or(SealError::NotTheVendors)
+        made().ok_or(SealError::NotTheVendors)
     }
 
     /// A new KMS config.
@@ -426,6 +436,12 @@ impl<'a> Bench<'a> {
         {
             return Err(refused("the key path of a KMS config never changes"));
         }
+        // The new credentials go where the key path leads, and the broker could lead them to itself.
+        if parts.key_path.is_none() && !self.is_signed(there) {
+            return Err(refused(
+                "nobody who speaks for the vendor has signed this KMS config's key path: say keyPath, too",
+            ));
+        }
         let revision = there.revision + 1;
         self.seal(
             there.meta.id,
@@ -434,6 +450,22 @@ impl<'a> Bench<'a> {
             parts,
             there.key_path.clone(),
         )
+    }
+
+    /// Whether who speaks for the vendor says that this is the config's key path.
+    fn is_signed(&self, there: &StoredKmsConfig) -> bool {
+        let signed = || {
+            let SignedPath { signer, signature } = &there.path;
+            let signer = verifying_key(signer)?;
+            let signature = STANDARD.decode(signature).ok()?;
+            let kms = u64::try_from(there.meta.id).ok()?;
+            let kind = there.meta.kms_type.as_str();
+            let vendor = self.sealer.vendor;
+            let good =
+                signed::path_is_signed(&signer, vendor, kms, kind, &there.key_path, &signature);
+            Some(good && self.signers.speaks_for_vendor(&signer))
+        };
+        signed().unwrap_or_default()
     }
 
     fn seal(
@@ -457,16 +489,19 @@ impl<'a> Bench<'a> {
             schema: kms::SCHEMA,
             revision,
         };
-        let envelope = self.0.seal(&object, "", content.as_bytes());
+        let sealer = &self.sealer;
+        let envelope = sealer.seal(&object, "", content.as_bytes());
+        let path = sealer.path(id, parts.kind.as_str(), &key_path);
         Ok(KmsDoc {
             id,
             kind: parts.kind.to_string(),
             key_path,
             schema: kms::SCHEMA,
             revision,
-            epoch: self.0.key.epoch.0,
+            epoch: sealer.key.epoch.0,
             leasing_allowed,
             envelope: envelope.ok_or_else(|| refused("the KMS config is too large"))?,
+            path: path.ok_or_else(|| refused("the number of a KMS config is from 1 on"))?,
             share: None,
         })
     }
@@ -477,7 +512,7 @@ impl<'a> Bench<'a> {
             active: true,
             primary: false,
         };
-        let assign = self.0.assign(kms, tenant, state);
+        let assign = self.sealer.assign(kms, tenant, state);
         assign.ok_or_else(|| refused("the number of a KMS config is from 1 on"))
     }
 }

@@ -6,6 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use utoipa::ToSchema;
 
+use crate::model::SignedPath;
+
 /// A moment: RFC 3339 outside, Unix seconds inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
 #[schema(value_type = String, format = DateTime, examples("2026-01-13T21:44:43Z"))]
@@ -259,6 +261,8 @@ pub(crate) struct StoredKmsConfig {
     pub(crate) revision: i64,
     /// In base64.
     pub(crate) envelope: String,
+    #[serde(default)]
+    pub(crate) path: SignedPath,
 }
 
 /// A KMS config as it is stored: sealed.

@@ -252,6 +252,7 @@ fn sealed_kms(
         revision,
     };
     let envelope = keys.sealer().seal(&object, "", content);
+    let path = keys.sealer().path(id, kind, &key_path);
     Ok(KmsDoc {
         id,
         kind: kind.to_owned(),
@@ -261,6 +262,7 @@ fn sealed_kms(
         epoch: keys.epoch.0,
         leasing_allowed,
         envelope: envelope.ok_or("the KMS config is too large")?,
+        path: path.ok_or(FAILED)?,
         share: None,
     })
 }

@@ -369,24 +369,32 @@ async fn visible_tenants(
     Ok(places)
 }
 
-/// Whose signatures count besides the vendor's: those of its bridges (also of revoked ones: what they made goes on), and those of
-/// tenants' organizations.
-async fn signers(tx: &mut Transaction<'static, Any>, account: &Account) -> Result<Vec<Signer>> {
-    let mut signers = Vec::new();
+/// The vendor's bridges, those of revoked accounts too.
+pub(super) async fn bridges(
+    tx: &mut Transaction<'static, Any>,
+    vendor: i64,
+) -> Result<Vec<Signer>> {
     let bridges: Vec<(String, String)> = sqlx::query_as(
         "SELECT signing_key, certificate FROM accounts WHERE vendor = $1 AND kind = 'bridge' ORDER BY config",
     )
-    .bind(account.vendor)
+    .bind(vendor)
     .fetch_all(&mut **tx)
     .await?;
-    for (key, signature) in bridges {
-        signers.push(Signer {
+    let signer = |(key, signature)| {
+        Ok(Signer {
             key: bytes(key)?,
             tenant: None,
             invitation: None,
             signature: bytes(signature)?,
-        });
-    }
+        })
+    };
+    bridges.into_iter().map(signer).collect()
+}
+
+/// Whose signatures count besides the vendor's: those of its bridges (also of revoked ones: what they made goes on), and those of
+/// tenants' organizations.
+async fn signers(tx: &mut Transaction<'static, Any>, account: &Account) -> Result<Vec<Signer>> {
+    let mut signers = bridges(tx, account.vendor).await?;
     let organizations: Vec<(String, String, String, String, String)> = sqlx::query_as(
         "SELECT t.id, o.vendor_key, t.organization_signature, t.invitation_key, t.invitation_signature FROM tenants t \
          JOIN vendors o ON o.id = t.organization WHERE t.vendor = $1 AND t.archived = 0 AND t.organization_signature <> '' \

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use sqlx::{Any, AssertSqlSafe, Row as _, Transaction, any::AnyRow};
 
-use super::{Result, Store, StoreError};
+use super::{Result, Store, StoreError, account::bridges};
 use crate::{
     bridge::{
         call::{AssignmentsOf, Sealing},
@@ -19,7 +19,7 @@ use crate::{
             TenantSecret, Timestamp,
         },
     },
-    model::SegmentDoc,
+    model::{SegmentDoc, SignedPath},
 };
 
 type Tx = Transaction<'static, Any>;
@@ -31,7 +31,7 @@ const TENANT: &str = "SELECT t.number, t.id, t.name, t.leasing_required, t.claim
 
 const KMS_CONFIG: &str = "SELECT k.id, k.kind, k.content_schema, k.created_by, k.leasing_allowed, k.created, k.updated, k.key_path, \
      k.revision, k.envelope, (SELECT COUNT(*) FROM assignments a WHERE a.kms = k.id) AS assigned, \
-     (SELECT COUNT(*) FROM secrets s WHERE s.kms = k.id) FROM kms_configs k";
+     (SELECT COUNT(*) FROM secrets s WHERE s.kms = k.id), k.path_signer, k.path_signature FROM kms_configs k";
 
 const ASSIGNMENT: &str = "SELECT a.kms, t.id, a.active, a.is_primary, a.created_by, a.created, a.updated FROM assignments a \
      JOIN tenants t ON t.number = a.tenant";
@@ -274,6 +274,10 @@ fn config_of(row: &AnyRow, creators: &Creators) -> Result<StoredKmsConfig> {
         key_path: serde_json::from_str(row.try_get(7)?).unwrap_or_default(),
         revision: row.try_get(8)?,
         envelope: row.try_get(9)?,
+        path: SignedPath {
+            signer: row.try_get(12)?,
+            signature: row.try_get(13)?,
+        },
     })
 }
 
@@ -312,12 +316,15 @@ fn secret_of(row: &AnyRow) -> Result<TenantSecret> {
 impl Store {
     /// What the vendor's configurations are sealed with.
     pub(crate) async fn sealing(&self, vendor: i64, reserve: bool) -> Result<Sealing> {
+        let mut tx = self.begin_reading().await?;
         let row: (String, i64, String, String) = sqlx::query_as(
             "SELECT vendor_key, epoch, segment_public, segment_signature FROM vendors WHERE id = $1",
         )
         .bind(vendor)
-        .fetch_one(&self.pool)
+        .fetch_one(&mut *tx)
         .await?;
+        let signers = bridges(&mut tx, vendor).await?;
+        drop(tx);
         let (vendor_key, epoch, public_key, signature) = row;
         Ok(Sealing {
             vendor_key,
@@ -326,6 +333,7 @@ impl Store {
                 public_key,
                 signature,
             },
+            signers,
             number: if reserve { self.reserve(1).await? } else { 0 },
         })
     }

@@ -100,8 +100,9 @@ impl Change {
         }
         sqlx::query(
             "INSERT INTO kms_configs \
-             (id, vendor, kind, key_path, content_schema, revision, leasing_allowed, envelope, created_by, created, updated) \
-             VALUES ($1, $2, $3, $4, $5, 1, $6, $7, $8, $9, $9)",
+             (id, vendor, kind, key_path, content_schema, revision, leasing_allowed, envelope, created_by, created, updated, \
+             path_signer, path_signature) \
+             VALUES ($1, $2, $3, $4, $5, 1, $6, $7, $8, $9, $9, $10, $11)",
         )
         .bind(doc.id)
         .bind(self.vendor)
@@ -112,6 +113,8 @@ impl Change {
         .bind(&doc.envelope)
         .bind(self.actor.clone())
         .bind(self.at)
+        .bind(&doc.path.signer)
+        .bind(&doc.path.signature)
         .execute(&mut *self.tx)
         .await?;
         Ok(())
@@ -144,8 +147,8 @@ impl Change {
             self.leasing_is_not_required(doc.id).await?;
         }
         sqlx::query(
-            "UPDATE kms_configs SET content_schema = $1, revision = $2, leasing_allowed = $3, envelope = $4, updated = $5 \
-             WHERE id = $6",
+            "UPDATE kms_configs SET content_schema = $1, revision = $2, leasing_allowed = $3, envelope = $4, updated = $5, \
+             path_signer = $7, path_signature = $8 WHERE id = $6",
         )
         .bind(i64::from(doc.schema))
         .bind(doc.revision)
@@ -153,6 +156,8 @@ impl Change {
         .bind(&doc.envelope)
         .bind(self.at)
         .bind(doc.id)
+        .bind(&doc.path.signer)
+        .bind(&doc.path.signature)
         .execute(&mut *self.tx)
         .await?;
         Ok(())

@@ -6,7 +6,7 @@ use sqlx::AssertSqlSafe;
 use super::{Result, Store, StoreError};
 
 /// Each brings the schema one version up. Statements end with `;` at the end of a line.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = ["
 CREATE TABLE numbers (next BIGINT NOT NULL);
 INSERT INTO numbers (next) VALUES (1);
 CREATE TABLE vendors (
@@ -70,6 +70,9 @@ CREATE UNIQUE INDEX one_in_rotation ON secrets (tenant, type, path) WHERE status
 CREATE TABLE changes (
     vendor BIGINT NOT NULL REFERENCES vendors (id), number BIGINT NOT NULL, at BIGINT NOT NULL, actor TEXT NOT NULL,
     action TEXT NOT NULL, object TEXT NOT NULL, detail TEXT NOT NULL, hash TEXT NOT NULL, PRIMARY KEY (vendor, number));
+", "
+ALTER TABLE kms_configs ADD COLUMN path_signer TEXT NOT NULL DEFAULT '';
+ALTER TABLE kms_configs ADD COLUMN path_signature TEXT NOT NULL DEFAULT '';
 "];
 
 /// Brings the schema up to date. Two replicas that start at a time do it one after the other.

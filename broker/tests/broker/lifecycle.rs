@@ -7,7 +7,7 @@ use flate2::read::GzDecoder;
 use tsp_wire::{
     Secret,
     account::{
-        ConfigError, SNAPSHOT_PATH, SecretOutcome, Seen, SnapshotAnswer, SnapshotError,
+        ConfigError, Memory, SNAPSHOT_PATH, SecretOutcome, Seen, SnapshotAnswer, SnapshotError,
         env::ServiceAccount,
     },
     envelope::{Epoch, OpenError},
@@ -38,7 +38,10 @@ pub(crate) fn secret_of(config: KmsConfigDoc) -> Secret<String> {
 
 /// The one KMS config that there is, and serves `acme`.
 pub(crate) fn only_config(snapshot: &SnapshotAnswer, account: &ServiceAccount) -> KmsConfigDoc {
-    let mut configs = snapshot.open(account).unwrap().configs(snapshot);
+    let mut configs = snapshot
+        .open(account)
+        .unwrap()
+        .configs(snapshot, &mut Memory::default());
     assert_eq!(configs.left_out, []);
     let assignments = &configs.tenants[0].assignments;
     assert_eq!((configs.kms.len(), assignments.len()), (1, 1));
@@ -114,7 +117,10 @@ fn a_configuration_lives_sealed_from_the_admin_to_the_proxy() {
         assert_eq!(third.segment.epoch, Epoch(2));
         let config = only_config(&third, &account);
         assert_eq!(secret_of(config).expose(), "CANARY-credential-2");
-        let old = second.open(&account).unwrap().configs(&third);
+        let old = second
+            .open(&account)
+            .unwrap()
+            .configs(&third, &mut Memory::default());
         assert_eq!(
             old.left_out[0].why,
             ConfigError::Envelope(OpenError::WrongEpoch {

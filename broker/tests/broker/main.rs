@@ -17,5 +17,6 @@ mod lifecycle;
 mod mail;
 mod operator;
 mod rules;
+mod scale;
 mod support;
 mod tenants;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tsp_wire::account::SecretOutcome;
+use tsp_wire::account::{Memory, SecretOutcome};
 
 use crate::support::{Kind, World, on_both, sql};
 
@@ -206,7 +206,10 @@ fn a_second_admin_gets_the_keys_from_the_first_and_an_auditor_only_looks() {
         world.admin(&["tenant", "create", "acme"]);
         world.local_kms("acme");
         let snapshot = world.broker.snapshot(&account);
-        let configs = snapshot.open(&account).unwrap().configs(&snapshot);
+        let configs = snapshot
+            .open(&account)
+            .unwrap()
+            .configs(&snapshot, &mut Memory::default());
         assert_eq!((configs.kms.len(), configs.left_out), (1, Vec::new()));
 
         let link = world.admin(&["admin", "invite", "eve@vendor.example", "--auditor"]);

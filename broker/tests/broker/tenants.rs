@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use tsp_wire::account::{ConfigError, env::ServiceAccount};
+use tsp_wire::account::{ConfigError, Memory, env::ServiceAccount};
 
 use crate::support::{Kind, World, on_both, sql};
 
@@ -39,7 +39,10 @@ fn serving(
     tenant: &str,
 ) -> Vec<(u64, bool, bool, Result<(), ConfigError>)> {
     let snapshot = world.broker.snapshot(account);
-    let configs = snapshot.open(account).unwrap().configs(&snapshot);
+    let configs = snapshot
+        .open(account)
+        .unwrap()
+        .configs(&snapshot, &mut Memory::default());
     let mut tenants = snapshot.tenants.iter();
     let tenant = tenants.find(|there| there.id == tenant).unwrap();
     let assignment = |there: &tsp_wire::account::Assignment| {

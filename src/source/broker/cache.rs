@@ -1,16 +1,19 @@
 //! The last snapshot on disk, so that a process can start while the broker is away.
 //!
-//! Credentials in it are as sealed as they came. The rest, such as who has which KMS config, is what the broker said over
-//! TLS; on disk a keyed hash takes its place, with a key that comes of the account's private one. So whoever can write the
-//! file can take it away or put an older one back, which its date bounds, and can change nothing.
+//! Credentials in it are as sealed as they came, and once more as they were opened, sealed with a key that comes of the
+//! account's private one: opening them all again would take seconds. Who has that private key can open the first, too. The
+//! rest, such as who has which KMS config, is what the broker said over TLS; on disk a keyed hash takes its place, with
+//! another key of the same origin. So whoever can write the file can take it away or put an older one back, which its date
+//! bounds, and can change nothing.
 //!
 //! | bytes | content |
 //! | --- | --- |
-//! | 8 | `TSPSNAP1` |
+//! | 8 | `TSPSNAP2` |
 //! | 4 | length of the head, big-endian |
 //! | | the head: JSON, [`Head`] |
 //! | 32 | HMAC-SHA256 over all of the above |
-//! | the rest | the snapshot as it came |
+//! | | the snapshot as it came |
+//! | the rest | what was opened and proven of it: [`Memory::seal`] |
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -25,10 +28,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tsp_wire::{
     Secret,
-    account::{SNAPSHOT_BYTES_MAX, env::ServiceAccount},
+    account::{Memory, MemoryKey, SNAPSHOT_BYTES_MAX, env::ServiceAccount},
 };
 
-const MAGIC: &[u8; 8] = b"TSPSNAP1";
+const MAGIC: &[u8; 8] = b"TSPSNAP2";
 const MAC_BYTES: usize = 32;
 
 /// Longest head, in bytes: an ETag and fixed members.
@@ -53,7 +56,11 @@ pub(crate) struct Cache {
     account: String,
     config: u64,
     key: Secret<[u8; MAC_BYTES]>,
+    /// Seals what was opened; without it that is not kept.
+    memory_key: Option<MemoryKey>,
     age_max: Duration,
+    /// Whether the file is left as it is.
+    read_only: bool,
     /// The date in the file, if it has the state that is in force.
     dated: Option<SystemTime>,
 }
@@ -67,7 +74,9 @@ struct Head {
     gzip: bool,
     /// When the broker last said that this is the state, as Unix time in seconds.
     confirmed: u64,
+    /// Of the snapshot.
     bytes: usize,
+    /// Of the snapshot, and of all that follows it.
     sha256: String,
 }
 
@@ -79,6 +88,7 @@ pub(crate) struct Cached {
     pub(crate) young: bool,
     pub(crate) gzip: bool,
     pub(crate) body: Vec<u8>,
+    pub(crate) memory: Memory,
 }
 
 impl Cache {
@@ -90,8 +100,19 @@ impl Cache {
             account: account.id.to_string(),
             config: account.config,
             key: Secret::new(key),
+            memory_key: MemoryKey::of(&account.encryption_key),
             age_max,
+            read_only: false,
             dated: None,
+        }
+    }
+
+    /// The same file for a command that looks at it once, whatever its age, and leaves it as it is.
+    pub(crate) fn looked_at(self) -> Self {
+        Self {
+            age_max: Duration::MAX,
+            read_only: true,
+            ..self
         }
     }
 
@@ -109,7 +130,7 @@ impl Cache {
             Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(why) => return Err(format!("it cannot be read: {why}")),
         };
-        let (head, body) = self.verified(&bytes)?;
+        let Verified { head, body, opened } = self.verified(&bytes)?;
         let confirmed = SystemTime::UNIX_EPOCH
             .checked_add(Duration::from_secs(head.confirmed))
             .ok_or("its date is none")?;
@@ -120,16 +141,20 @@ impl Cache {
         if young {
             self.dated = Some(confirmed);
         }
+        // Without it, all is opened anew.
+        let key = self.memory_key.as_ref();
+        let memory = key.and_then(|key| Memory::unseal(key, opened));
         Ok(Some(Cached {
             etag: head.etag,
             confirmed,
             young,
             gzip: head.gzip,
             body: body.to_vec(),
+            memory: memory.unwrap_or_default(),
         }))
     }
 
-    fn verified<'a>(&self, bytes: &'a [u8]) -> Result<(Head, &'a [u8]), String> {
+    fn verified<'a>(&self, bytes: &'a [u8]) -> Result<Verified<'a>, String> {
         let parts = || {
             let rest = bytes.strip_prefix(MAGIC)?;
             let (length, rest) = rest.split_first_chunk::<4>()?;
@@ -152,14 +177,32 @@ impl Cache {
         let changed = "it was changed, or is another service account's";
         expected.verify_slice(mac).map_err(|_| changed)?;
         let head = head.map_err(|_| none)?;
-        if head.bytes != body.len() || head.sha256 != digest(body) {
+        let parts = body.split_at_checked(head.bytes);
+        let (body, opened) = parts.ok_or(changed)?;
+        if head.sha256 != digest([body, opened]) {
             return Err(changed.to_owned());
         }
-        Ok((head, body))
+        Ok(Verified { head, body, opened })
     }
 
-    /// Writes a new state. That it cannot be written is told and changes nothing else.
-    pub(crate) fn store(&mut self, etag: &str, now: SystemTime, gzip: bool, body: &[u8]) {
+    /// Writes a new state, with what was opened of it. That it cannot be written is told and changes nothing else.
+    pub(crate) fn store(
+        &mut self,
+        etag: &str,
+        now: SystemTime,
+        gzip: bool,
+        body: &[u8],
+        memory: &Memory,
+    ) {
+        if self.read_only {
+            return;
+        }
+        let key = self.memory_key.as_ref();
+        let opened = key.and_then(|key| memory.seal(key)).unwrap_or_default();
+        self.store_sealed(etag, now, gzip, [body, &opened]);
+    }
+
+    fn store_sealed(&mut self, etag: &str, now: SystemTime, gzip: bool, parts: [&[u8]; 2]) {
         let confirmed = now
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
@@ -169,10 +212,10 @@ impl Cache {
             etag: etag.to_owned(),
             gzip,
             confirmed: confirmed.as_secs(),
-            bytes: body.len(),
-            sha256: digest(body),
+            bytes: parts[0].len(),
+            sha256: digest(parts),
         };
-        match self.write(&head, body) {
+        match self.write(&head, parts) {
             Ok(()) => self.dated = Some(now),
             Err(why) => {
                 self.dated = None;
@@ -195,10 +238,9 @@ impl Cache {
         }
         let Ok(bytes) = read(&self.path) else { return };
         match self.verified(&bytes) {
-            Ok((head, _)) if head.etag != etag => {}
-            Ok((head, body)) => {
-                let (gzip, body) = (head.gzip, body.to_vec());
-                self.store(etag, now, gzip, &body);
+            Ok(Verified { head, .. }) if head.etag != etag => {}
+            Ok(Verified { head, body, opened }) => {
+                self.store_sealed(etag, now, head.gzip, [body, opened]);
             }
             Err(why) => {
                 tracing::warn!(
@@ -209,7 +251,7 @@ impl Cache {
         }
     }
 
-    fn write(&self, head: &Head, body: &[u8]) -> io::Result<()> {
+    fn write(&self, head: &Head, [body, opened]: [&[u8]; 2]) -> io::Result<()> {
         let head = serde_json::to_vec(head)?;
         let length = u32::try_from(head.len()).map_err(io::Error::other)?;
         if head.len() > HEAD_BYTES_MAX {
@@ -228,7 +270,7 @@ impl Cache {
                 .create_new(true)
                 .mode(MODE)
                 .open(&draft)?;
-            for part in [MAGIC.as_slice(), &length, &head, &mac, body] {
+            for part in [MAGIC.as_slice(), &length, &head, &mac, body, opened] {
                 file.write_all(part)?;
             }
             file.sync_all()?;
@@ -245,8 +287,17 @@ impl Cache {
     }
 }
 
+/// The parts of a good file.
+struct Verified<'a> {
+    head: Head,
+    body: &'a [u8],
+    /// As [`Memory::seal`] sealed it.
+    opened: &'a [u8],
+}
+
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let bound = SNAPSHOT_BYTES_MAX + HEAD_BYTES_MAX + MAGIC.len() + 4 + MAC_BYTES;
+    // What was opened is smaller than what it was sealed in.
+    let bound = 2 * SNAPSHOT_BYTES_MAX + HEAD_BYTES_MAX + MAGIC.len() + 4 + MAC_BYTES;
     let bound = u64::try_from(bound).unwrap_or(u64::MAX);
     let file = File::open(path)?;
     if !file.metadata()?.is_file() {
@@ -273,9 +324,10 @@ fn hmac(key: &[u8], parts: &[&[u8]]) -> [u8; MAC_BYTES] {
     mac.finalize().into_bytes().into()
 }
 
-fn digest(body: &[u8]) -> String {
+fn digest(parts: [&[u8]; 2]) -> String {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
-    STANDARD.encode(Sha256::digest(body))
+    let hash = parts.into_iter().fold(Sha256::new(), Sha256::chain_update);
+    STANDARD.encode(hash.finalize())
 }
 
 #[cfg(test)]

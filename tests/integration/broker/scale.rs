@@ -26,12 +26,29 @@ use tsp_wire::{
     envelope::{self, Epoch, PrivateKey, SegmentKey, SigningKey},
 };
 
+use tsp_loadtest::{
+    client::Target,
+    generator::{self, Generator, Length, Phase},
+    mix::Demand,
+    report::Latency,
+};
+
 use super::*;
+use crate::support::proxy::API_KEY;
 
 const TENANTS: u64 = 10_000;
 const CONFIGS_EACH: u64 = 3;
 const ROUNDS: usize = 5;
 const EPOCH: Epoch = Epoch(1);
+
+/// The first tenant's primary one, a LOCAL key: wraps under it tell what a change costs those who ask meanwhile.
+const WRAPPING_CONFIG: u64 = 1;
+/// Another tenant's, which is what changes.
+const CHANGING_CONFIG: u64 = 4;
+
+/// Wraps per second beside a change: a fifth of what two cores can do with the generator on them.
+const WRAPS_PER_S: f64 = 2_000.0;
+const WRAPS_FOR: Duration = Duration::from_secs(5);
 
 /// A vendor without a broker.
 struct Sealer {
@@ -50,7 +67,7 @@ impl Sealer {
             leasing_allowed: false,
             envelope: Vec::new(),
         };
-        let content = json!({
+        let mut content = json!({
             "type": "AWS",
             "key_path": { "keyID": format!("alias/tenant-{id}"), "region": "eu-central-1" },
             "credentials": {
@@ -58,6 +75,9 @@ impl Sealer {
                 "secretAccessKey": format!("wJalrXUtnFEMI/K7MDENG/bPxRfiCY{id:010}"),
             },
         });
+        if id == WRAPPING_CONFIG {
+            content = local_content(1);
+        }
         let binding = config.binding(self.account.vendor());
         let content = content.to_string();
         let content = signed::sign_content(&self.vendor, &binding, "", content.as_bytes());
@@ -238,7 +258,7 @@ fn ten_thousand_tenants() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("copy");
     let start = |account: &Account, with_copy: bool| {
-        let setup = account.setup(Io::Epoll);
+        let setup = local(Io::Epoll, account);
         let setup = if with_copy {
             setup.env("TSP_SNAPSHOT_CACHE", copy.to_str().unwrap())
         } else {
@@ -269,11 +289,15 @@ fn ten_thousand_tenants() {
         walls,
     );
     spread("refresh with nothing changed, CPU", "ms", cpus);
-    let changed = (0..ROUNDS).map(|round| {
+    let mut change = || {
         snapshot.version += 1;
-        let revision = u64::try_from(round).unwrap() + 2;
-        snapshot.kms_configs[0] = sealer.config(1, revision);
+        let place = usize::try_from(CHANGING_CONFIG).unwrap() - 1;
+        let revision = snapshot.kms_configs[place].revision + 1;
+        snapshot.kms_configs[place] = sealer.config(CHANGING_CONFIG, revision);
         *state.lock().unwrap() = ready(&snapshot);
+    };
+    let changed = (0..ROUNDS).map(|_| {
+        change();
         refresh(&proxy)
     });
     let (walls, cpus) = changed.unzip();
@@ -288,4 +312,51 @@ fn ten_thousand_tenants() {
         proxy.memory_kib("VmRSS") / 1024,
         proxy.memory_kib("VmHWM") / 1024
     );
+
+    let wraps = Wraps::of("tenant-0", &proxy);
+    for round in 0..ROUNDS {
+        let alone = wraps.run(|| {});
+        change();
+        let beside = wraps.run(|| _ = refresh(&proxy));
+        eprintln!("round {round}, wraps alone {alone}");
+        eprintln!("round {round}, with a change {beside}");
+    }
+}
+
+/// Wraps at a steady rate.
+struct Wraps(Generator);
+
+impl Wraps {
+    fn of(tenant: &str, proxy: &Proxy) -> Self {
+        let target = Target::new(proxy.http, "proxy", API_KEY).unwrap();
+        let demand = Demand::of("wrap".parse().unwrap());
+        let plan = generator::prepare(&target, &demand, &[tenant.to_owned()]);
+        let plan = Arc::new(plan.unwrap().unwrap());
+        Self(Generator::start(&target, &plan, 16, &[None]).unwrap())
+    }
+
+    /// Latencies while `meanwhile` runs, after a second.
+    fn run(&self, meanwhile: impl FnOnce() + Send) -> String {
+        let phase = Phase {
+            rate: Some(WRAPS_PER_S),
+            shares_cpu: true,
+            ..Phase::closed(Length::Time(WRAPS_FOR))
+        };
+        let outcome = thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_secs(1));
+                meanwhile();
+            });
+            self.0.run(phase).unwrap()
+        });
+        assert_eq!(outcome.failed(), 0);
+        let Latency {
+            p50,
+            p99,
+            p99_9,
+            max,
+            ..
+        } = Latency::of(&outcome.all_latencies_us());
+        format!("p50 {p50} µs, p99 {p99} µs, p99.9 {p99_9} µs, slowest {max} µs")
+    }
 }

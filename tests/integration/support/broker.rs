@@ -28,15 +28,25 @@ use super::{
 const PASSPHRASE: &str = "CANARY-passphrase";
 const SETUP_TOKEN: &str = "CANARY-setup-token";
 
-/// The program beside the one that is tested.
+/// The program beside the one that is tested. Cargo does not build it for `--test integration` alone, being another package's.
 fn program() -> PathBuf {
     let tsp = Path::new(env!("CARGO_BIN_EXE_tsp"));
     let program = tsp.with_file_name("tsp-broker");
-    assert!(
-        program.exists(),
-        "{} is not there: `./x test` builds it, and so does `cargo build --workspace --bins`",
-        program.display()
-    );
+    let complaint = |what: &str| {
+        format!(
+            "{} is {what}: `./x test` builds it, and so does `cargo build --workspace --bins`",
+            program.display()
+        )
+    };
+    let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
+    let Ok(built) = changed(&program) else {
+        panic!("{}", complaint("not there"));
+    };
+    // Cargo's list of what it was made of: `PROGRAM: FILE FILE …`.
+    let sources = fs::read_to_string(program.with_extension("d")).unwrap_or_default();
+    let mut sources = sources.split_ascii_whitespace().skip(1);
+    let newer = sources.find(|path| changed(Path::new(path)).is_ok_and(|changed| changed > built));
+    assert!(newer.is_none(), "{}", complaint("older than its source"));
     program
 }
 

@@ -13,13 +13,15 @@
 //! the rest      content
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::snapshot::{Assignment, bytes};
-use crate::envelope::{Binding, KEY_BYTES, SIGNATURE_BYTES, SigningKey, Vendor, VerifyingKey};
+use crate::envelope::{
+    Binding, Claim, KEY_BYTES, SIGNATURE_BYTES, SigningKey, Vendor, VerifyingKey,
+};
 
 /// A key that the vendor vouches for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,11 +128,37 @@ pub fn verified<'a>(
     tenant: &str,
     signed: &'a [u8],
 ) -> Option<(VerifyingKey, &'a [u8])> {
+    let (claim, content) = content_claim(binding, tenant, signed)?;
+    claim.holds().then_some((claim.key, content))
+}
+
+/// What has been signed under a content, and the content; nothing of it is proven yet.
+pub(super) fn content_claim<'a>(
+    binding: &Binding,
+    tenant: &str,
+    signed: &'a [u8],
+) -> Option<(Claim, &'a [u8])> {
     let (key, rest) = signed.split_first_chunk::<KEY_BYTES>()?;
     let (signature, content) = rest.split_first_chunk::<SIGNATURE_BYTES>()?;
-    let key = VerifyingKey::from_bytes(*key);
-    key.verifies(&content_statement(binding, tenant, content), signature)
-        .then_some((key, content))
+    let claim = Claim {
+        key: VerifyingKey::from_bytes(*key),
+        statement: content_statement(binding, tenant, content),
+        signature: *signature,
+    };
+    Some((claim, content))
+}
+
+/// What has been signed under an assignment; nothing of it is proven yet.
+pub(super) fn assignment_claim(
+    vendor: Vendor,
+    tenant: &str,
+    assignment: &Assignment,
+) -> Option<Claim> {
+    Some(Claim {
+        key: verifying(&assignment.signer)?,
+        statement: Zeroizing::new(assignment_statement(vendor, assignment.kms, tenant)),
+        signature: assignment.signature.as_slice().try_into().ok()?,
+    })
 }
 
 /// Signs that the KMS config with this number serves `tenant`. Which of its configs is active or primary is not signed: a
@@ -143,6 +171,48 @@ pub fn sign_assignment(
     tenant: &str,
 ) -> Option<[u8; SIGNATURE_BYTES]> {
     key.sign(&assignment_statement(vendor, kms, tenant))
+}
+
+/// Signs that the KMS config with this number is of this kind and has this key path. Proxies have that from the content; this is
+/// for a bridge, which seals other credentials for a key path that it cannot read there. `None` never happens.
+#[must_use]
+pub fn sign_path(
+    key: &SigningKey,
+    vendor: Vendor,
+    kms: u64,
+    kind: &str,
+    key_path: &serde_json::Value,
+) -> Option<[u8; SIGNATURE_BYTES]> {
+    key.sign(&path_statement(vendor, kms, kind, key_path))
+}
+
+/// Whether `signer` signed that with [`sign_path`].
+#[must_use]
+pub fn path_is_signed(
+    signer: &VerifyingKey,
+    vendor: Vendor,
+    kms: u64,
+    kind: &str,
+    key_path: &serde_json::Value,
+    signature: &[u8],
+) -> bool {
+    signer.verifies(&path_statement(vendor, kms, kind, key_path), signature)
+}
+
+fn path_statement(vendor: Vendor, kms: u64, kind: &str, key_path: &serde_json::Value) -> Vec<u8> {
+    let mut statement = begun(b"tsp key path 1", vendor);
+    statement.extend(kms.to_be_bytes());
+    // Sorted by name, whatever order JSON has them in. Values are texts.
+    let members: BTreeMap<_, _> = key_path.as_object().into_iter().flatten().collect();
+    let members = members
+        .into_iter()
+        .flat_map(|(name, value)| [name.clone(), value.to_string()]);
+    for part in [kind.to_owned()].into_iter().chain(members) {
+        let length = u64::try_from(part.len()).unwrap_or(u64::MAX);
+        statement.extend(length.to_be_bytes());
+        statement.extend(part.as_bytes());
+    }
+    statement
 }
 
 fn begun(prefix: &[u8], vendor: Vendor) -> Vec<u8> {
@@ -183,14 +253,15 @@ struct Authority {
 
 /// The keys whose signatures count, each proven.
 #[derive(Debug)]
-pub(super) struct Signers {
-    vendor: Vendor,
+pub struct Signers {
     keys: HashMap<VerifyingKey, Authority>,
 }
 
 impl Signers {
-    /// Keeps those of `signers` that `vendor_key` vouches for. The others are as if they were not there.
-    pub(super) fn new(vendor: Vendor, vendor_key: VerifyingKey, signers: &[Signer]) -> Self {
+    /// Keeps those of `signers` that `vendor_key` vouches for. The others are as if they were not there. That `vendor_key` is the
+    /// vendor's is for the caller to know.
+    #[must_use]
+    pub fn new(vendor: Vendor, vendor_key: VerifyingKey, signers: &[Signer]) -> Self {
         let mut keys: HashMap<VerifyingKey, Authority> = HashMap::new();
         keys.entry(vendor_key).or_default().vendor = true;
         for signer in signers {
@@ -206,7 +277,7 @@ impl Signers {
                 Some(tenant) => authority.tenants.push(tenant.clone()),
             }
         }
-        Self { vendor, keys }
+        Self { keys }
     }
 
     pub(super) fn knows(&self, key: &VerifyingKey) -> bool {
@@ -219,11 +290,13 @@ impl Signers {
         })
     }
 
-    fn speaks_for_vendor(&self, key: &VerifyingKey) -> bool {
+    /// Whether `key` speaks for the vendor: it is the vendor's own, or a bridge's.
+    #[must_use]
+    pub fn speaks_for_vendor(&self, key: &VerifyingKey) -> bool {
         self.keys.get(key).is_some_and(|authority| authority.vendor)
     }
 
-    /// Whether `assignment` of a config that `maker` signed may serve `tenant`.
+    /// Whether `assignment` of a config that `maker` signed may serve `tenant`, if its signature is good.
     pub(super) fn may_assign(
         &self,
         maker: &VerifyingKey,
@@ -233,14 +306,12 @@ impl Signers {
         let Some(signer) = verifying(&assignment.signer) else {
             return false;
         };
-        let may = if self.speaks_for_vendor(maker) {
+        if self.speaks_for_vendor(maker) {
             self.speaks_for_vendor(&signer)
         } else {
             // Only who made it assigns it: a tenant's config serves no other tenant.
             signer == *maker && self.speaks_for(maker, tenant)
-        };
-        let statement = assignment_statement(self.vendor, assignment.kms, tenant);
-        may && signer.verifies(&statement, &assignment.signature)
+        }
     }
 }
 

@@ -3,12 +3,11 @@
 use std::{collections::HashMap, fmt};
 
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
 use super::{
     env::ServiceAccount,
-    kms::{self, KmsFormError},
-    signed::{self, Signer, Signers},
+    opened::OpenSegment,
+    signed::{Signer, Signers},
 };
 use crate::{
     derive::{RotationStatus, SecretType},
@@ -16,7 +15,7 @@ use crate::{
         self, Binding, Epoch, Kind, OpenError, PrivateKey, PublicKey, SegmentKey, Vendor,
         VerifyingKey,
     },
-    snapshot::{AssignmentDoc, KmsConfigDoc, TenantDoc, TenantSecretDoc},
+    snapshot::TenantSecretDoc,
 };
 
 /// Largest snapshot, in bytes, after decompression: 10,000 tenants with three KMS configs each have less than a tenth of it.
@@ -343,12 +342,16 @@ impl SnapshotAnswer {
         struct Head {
             format: u32,
         }
-        // Another format may differ in all the rest.
-        let head: Head = serde_json::from_slice(body).map_err(|why| place(&why))?;
-        if head.format != SNAPSHOT_FORMAT {
-            return Err(SnapshotError::UnknownFormat(head.format));
-        }
-        serde_json::from_slice(body).map_err(|why| place(&why))
+        let format = match serde_json::from_slice::<Self>(body) {
+            Ok(snapshot) if snapshot.format == SNAPSHOT_FORMAT => return Ok(snapshot),
+            Ok(snapshot) => snapshot.format,
+            // Another format may differ in all the rest.
+            Err(why) => match serde_json::from_slice::<Head>(body) {
+                Ok(head) if head.format != SNAPSHOT_FORMAT => head.format,
+                Ok(_) | Err(_) => return Err(place(&why)),
+            },
+        };
+        Err(SnapshotError::UnknownFormat(format))
     }
 
     /// Makes sure that the snapshot is of the account's vendor, and opens the segment's key.
@@ -381,191 +384,8 @@ impl SnapshotAnswer {
         if private.public() != key.public {
             return Err(SnapshotError::OtherSegmentKey);
         }
-        Ok(OpenSegment {
-            vendor,
-            epoch: key.epoch,
-            private,
-            signers: Signers::new(vendor, vendor_key, &self.signers),
-        })
-    }
-}
-
-/// A segment's private key, with which envelopes of one epoch open.
-#[derive(Debug)]
-pub struct OpenSegment {
-    vendor: Vendor,
-    epoch: Epoch,
-    private: PrivateKey,
-    signers: Signers,
-}
-
-/// The configurations of a snapshot, as far as they are good: each opened, and made and assigned by somebody who may.
-#[derive(Debug, Default)]
-pub struct Configs {
-    /// KMS configs, each number once.
-    pub kms: Vec<KmsConfigDoc>,
-    /// All tenants. An assignment of a KMS config that does not open is still there.
-    pub tenants: Vec<TenantDoc>,
-    /// What is not to be used.
-    pub left_out: Vec<LeftOut>,
-}
-
-/// A KMS config that is not to be used, or not by this tenant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeftOut {
-    /// Its number.
-    pub kms: u64,
-    /// The tenant; absent if nobody is to use it.
-    pub tenant: Option<String>,
-    /// Why.
-    pub why: ConfigError,
-}
-
-/// A KMS config that was opened, and who made it.
-#[derive(Debug)]
-struct OpenedKmsConfig {
-    doc: KmsConfigDoc,
-    signer: VerifyingKey,
-}
-
-/// Why a configuration cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConfigError {
-    /// Its envelope does not open.
-    Envelope(OpenError),
-    /// Nobody signed it whom the vendor vouches for: the broker, or who has its database, made it up.
-    NotSigned,
-    /// Another one has its number.
-    Twice,
-    /// Its content is of a schema that this program does not know.
-    UnknownSchema(u16),
-    /// Its content has not the form that it should have.
-    Form(KmsFormError),
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Envelope(why) => write!(f, "its envelope does not open: {why}"),
-            Self::NotSigned => {
-                f.write_str("nobody signed it whom the vendor vouches for: the broker made it up")
-            }
-            Self::Twice => f.write_str("another one has its number"),
-            Self::UnknownSchema(schema) => write!(f, "schema {schema} is not known here"),
-            Self::Form(why) => why.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
-impl fmt::Display for LeftOut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kms, tenant, why } = self;
-        match tenant {
-            None => write!(f, "KMS config {kms}: {why}"),
-            Some(tenant) => write!(f, "KMS config {kms}, for tenant {tenant}: {why}"),
-        }
-    }
-}
-
-impl OpenSegment {
-    /// Opens all KMS configs, and makes sure of who made and who assigned them. Takes the time of an X25519 operation and a
-    /// signature's check per config, and another check per assignment.
-    #[must_use]
-    pub fn configs(&self, snapshot: &SnapshotAnswer) -> Configs {
-        let mut configs = Configs::default();
-        let mut makers = HashMap::with_capacity(snapshot.kms_configs.len());
-        for config in &snapshot.kms_configs {
-            let mut leave_out = |why| {
-                configs.left_out.push(LeftOut {
-                    kms: config.id,
-                    tenant: None,
-                    why,
-                });
-            };
-            if makers.contains_key(&config.id) {
-                leave_out(ConfigError::Twice);
-                continue;
-            }
-            match self.kms_config(config) {
-                Ok(OpenedKmsConfig { doc, signer }) => {
-                    makers.insert(config.id, signer);
-                    configs.kms.push(doc);
-                }
-                Err(why) => leave_out(why),
-            }
-        }
-        for tenant in &snapshot.tenants {
-            let mut assignments = Vec::with_capacity(tenant.assignments.len());
-            for assignment in &tenant.assignments {
-                let maker = makers.get(&assignment.kms);
-                if let Some(maker) = maker
-                    && !self.signers.may_assign(maker, &tenant.id, assignment)
-                {
-                    configs.left_out.push(LeftOut {
-                        kms: assignment.kms,
-                        tenant: Some(tenant.id.clone()),
-                        why: ConfigError::NotSigned,
-                    });
-                    continue;
-                }
-                assignments.push(AssignmentDoc {
-                    kms: i64::try_from(assignment.kms).unwrap_or(i64::MAX),
-                    active: assignment.active,
-                    primary: assignment.primary,
-                });
-            }
-            configs.tenants.push(TenantDoc {
-                id: tenant.id.clone(),
-                assignments,
-            });
-        }
-        configs
-    }
-
-    fn kms_config(&self, config: &KmsConfig) -> Result<OpenedKmsConfig, ConfigError> {
-        if config.schema != kms::SCHEMA {
-            return Err(ConfigError::UnknownSchema(config.schema));
-        }
-        let binding = config.binding(self.vendor);
-        let opened = self.content(&binding, &config.envelope)?;
-        let (signer, content) =
-            signed::verified(&binding, "", &opened).ok_or(ConfigError::NotSigned)?;
-        if !self.signers.knows(&signer) {
-            return Err(ConfigError::NotSigned);
-        }
-        let id = i64::try_from(config.id).unwrap_or(i64::MAX);
-        let doc = kms::parse(id, config.leasing_allowed, content).map_err(ConfigError::Form)?;
-        Ok(OpenedKmsConfig { doc, signer })
-    }
-
-    /// Opens the logging configuration of `tenant`, and makes sure of who made it: JSON, which the log driver understands.
-    ///
-    /// # Errors
-    /// [`ConfigError::Envelope`], [`ConfigError::NotSigned`].
-    pub fn logging_config(
-        &self,
-        tenant: &str,
-        config: &LoggingConfig,
-    ) -> Result<Zeroizing<Vec<u8>>, ConfigError> {
-        let binding = config.binding(self.vendor);
-        let opened = self.content(&binding, &config.envelope)?;
-        let (signer, content) =
-            signed::verified(&binding, tenant, &opened).ok_or(ConfigError::NotSigned)?;
-        if self.signers.speaks_for(&signer, tenant) {
-            Ok(Zeroizing::new(content.to_vec()))
-        } else {
-            Err(ConfigError::NotSigned)
-        }
-    }
-
-    fn content(
-        &self,
-        binding: &Binding,
-        envelope: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, ConfigError> {
-        envelope::open(&self.private, self.epoch, binding, envelope).map_err(ConfigError::Envelope)
+        let signers = Signers::new(vendor, vendor_key, &self.signers);
+        Ok(OpenSegment::new(vendor, key, private, signers))
     }
 }
 
@@ -667,4 +487,4 @@ by_word!(secret_type, SecretType);
 by_word!(rotation_status, RotationStatus);
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

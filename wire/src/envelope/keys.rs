@@ -1,9 +1,10 @@
 //! The keys around envelopes: X25519 pairs that open them, Ed25519 pairs that vouch for those.
 
-use std::fmt;
+use std::{collections::HashMap, fmt};
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use ed25519_dalek::{Signature, VerifyingKey as Point, verify_batch};
 use hpke::{Deserializable as _, Kem as _, Serializable as _, kem::X25519HkdfSha256};
 use rand_core::CryptoRng;
 use sha2::{Digest as _, Sha256};
@@ -115,6 +116,59 @@ impl VerifyingKey {
         }
         VendorFingerprint(fingerprint)
     }
+}
+
+/// That a key signed a statement, which is still to be proven.
+pub(crate) struct Claim {
+    pub(crate) key: VerifyingKey,
+    /// Wiped, since contents are in it.
+    pub(crate) statement: Zeroizing<Vec<u8>>,
+    pub(crate) signature: [u8; SIGNATURE_BYTES],
+}
+
+impl Claim {
+    /// Whether it is true.
+    pub(crate) fn holds(&self) -> bool {
+        self.key.verifies(&self.statement, &self.signature)
+    }
+}
+
+/// Which of `claims` are true. All at once take less than half the time of each for itself, so they are looked at one by one
+/// only if not all are.
+pub(crate) fn prove(claims: &[&Claim]) -> Vec<bool> {
+    if all_hold(claims) {
+        return vec![true; claims.len()];
+    }
+    claims.iter().map(|claim| claim.holds()).collect()
+}
+
+/// Whether all are true: a random combination of their equations holds.
+fn all_hold(claims: &[&Claim]) -> bool {
+    // Most are of one signer, whose point is found once.
+    let mut known: HashMap<VerifyingKey, Point> = HashMap::new();
+    let mut keys = Vec::with_capacity(claims.len());
+    for claim in claims {
+        let key = match known.get(&claim.key) {
+            Some(key) => *key,
+            None => {
+                let Ok(key) = Point::from_bytes(claim.key.as_bytes()) else {
+                    return false;
+                };
+                known.insert(claim.key, key);
+                key
+            }
+        };
+        keys.push(key);
+    }
+    let statements: Vec<_> = claims
+        .iter()
+        .map(|claim| claim.statement.as_slice())
+        .collect();
+    let signatures: Vec<_> = claims
+        .iter()
+        .map(|claim| Signature::from_bytes(&claim.signature))
+        .collect();
+    verify_batch(&statements, &signatures, &keys).is_ok()
 }
 
 impl fmt::Debug for VerifyingKey {

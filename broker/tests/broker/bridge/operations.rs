@@ -1,12 +1,12 @@
 //! What each operation does.
 
 use serde_json::{Value, json};
-use tsp_wire::account::SecretOutcome;
+use tsp_wire::account::{Memory, SecretOutcome};
 
 use super::{Bridge, aws};
 use crate::{
     lifecycle::{memory_of, only_config, secret_of},
-    support::{World, dumped, on_both},
+    support::{Kind, World, dumped, on_both, sql},
 };
 
 fn ids(page: &Value, name: &str) -> Vec<String> {
@@ -140,7 +140,10 @@ fn every_kind_of_kms_is_sealed_listed_and_deleted() {
             made.push(id);
         }
         let snapshot = world.broker.snapshot(&account);
-        let opened = snapshot.open(&account).unwrap().configs(&snapshot);
+        let opened = snapshot
+            .open(&account)
+            .unwrap()
+            .configs(&snapshot, &mut Memory::default());
         assert_eq!((opened.kms.len(), opened.left_out.len()), (4, 0));
         assert_eq!(snapshot.kms_configs.len(), 4);
 
@@ -166,6 +169,64 @@ fn every_kind_of_kms_is_sealed_listed_and_deleted() {
         assert_eq!(gone, json!({ "id": made[1] }));
         bridge.bad(422, "GET", &format!("/1/kms/configs/{}", made[1]), None);
     });
+}
+
+#[test]
+fn a_key_path_that_nobody_signed_gets_no_new_credentials() {
+    let world = World::new(Kind::Postgres);
+    let bridge = Bridge::start(&world);
+    let azure = |secret: &str, path: Option<&str>| {
+        let mut config = json!({ "type": "AZURE", "version": 1,
+            "credentials": { "clientId": "c", "clientSecret": secret, "tenantGuid": "t" } });
+        if let Some(path) = path {
+            config["keyPath"] = json!({ "vaultBaseUrl": path, "keyName": "k" });
+        }
+        json!({ "config": config })
+    };
+    let vault = "https://v.example";
+    let made = bridge.good("POST", "/1/kms/configs", Some(&azure("1", Some(vault))));
+    let bridges = format!("/1/kms/configs/{}", made["id"]);
+    // One that an admin made has the vendor's own signature.
+    let content = json!({ "type": "AZURE", "key_path": { "vaultBaseUrl": vault, "keyName": "k" },
+        "credentials": { "clientId": "c", "clientSecret": "s", "tenantGuid": "t" } });
+    let file = world.file("azure.json", &content.to_string());
+    let admins = world.admin(&["kms", "create", "--file", &file]);
+    let admins = format!("/1/kms/configs/{}", admins.trim());
+    for path in [&bridges, &admins] {
+        bridge.good("PUT", path, Some(&azure("2", None)));
+        // A broker that has the credentials sent to itself; then one that says who signed that.
+        let lie = |changes: &str| {
+            let id = path.rsplit('/').next().unwrap();
+            sql(
+                &world,
+                &format!("UPDATE kms_configs SET {changes} WHERE id = {id}"),
+            );
+        };
+        let keeps = "path_signer = path_signer";
+        let other = r#"key_path = '{"keyName":"k","vaultBaseUrl":"https://evil.example"}'"#;
+        lie(other);
+        for who in [keeps, "path_signature = ''", "path_signer = ''"] {
+            lie(who);
+            let why = bridge.bad(422, "PUT", path, Some(&azure("CANARY", None)));
+            assert!(why.contains("say keyPath"), "{why}");
+        }
+        lie(&other.replace("evil", "v"));
+        // One from before key paths were signed: said once, it is signed.
+        bridge.bad(422, "PUT", path, Some(&azure("3", None)));
+        bridge.good("PUT", path, Some(&azure("3", Some(vault))));
+        bridge.good("PUT", path, Some(&azure("4", None)));
+    }
+    // The signature is for one config.
+    let (from, to) = (bridges.rsplit('/').next(), admins.rsplit('/').next());
+    let copied =
+        "(path_signer, path_signature) = (SELECT path_signer, path_signature FROM kms_configs";
+    let statement = format!(
+        "UPDATE kms_configs SET {copied} WHERE id = {}) WHERE id = {}",
+        from.unwrap(),
+        to.unwrap()
+    );
+    sql(&world, &statement);
+    bridge.bad(422, "PUT", &admins, Some(&azure("5", None)));
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn account(number: u8) -> ServiceAccount {
 fn written(path: &Path) -> Cache {
     let mut cache = Cache::new(path.to_owned(), &account(1), DAY);
     assert!(cache.load(at(NOW)).unwrap().is_none());
-    cache.store("\"1\"", at(NOW), true, b"a snapshot");
+    cache.store("\"1\"", at(NOW), true, b"a snapshot", &Memory::default());
     cache
 }
 
@@ -112,7 +112,7 @@ fn a_place_that_cannot_be_written_to_is_told_and_leaves_no_draft() {
     let path = folder.path().join("copy");
     fs::create_dir(&path).unwrap();
     let mut cache = Cache::new(path, &account(1), DAY);
-    cache.store("", at(NOW), false, b"a snapshot");
+    cache.store("", at(NOW), false, b"a snapshot", &Memory::default());
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
@@ -123,7 +123,13 @@ fn what_was_not_written_lends_its_date_to_nothing_older() {
     let mut cache = written(&path);
     // A state that cannot be written: its ETag is too long. The broker confirms it an hour later.
     let etag = "2".repeat(HEAD_BYTES_MAX);
-    cache.store(&etag, at(NOW + 10), true, b"a newer one");
+    cache.store(
+        &etag,
+        at(NOW + 10),
+        true,
+        b"a newer one",
+        &Memory::default(),
+    );
     cache.confirmed(&etag, at(NOW + 3_600));
     let cached = cache.load(at(NOW + 3_600)).unwrap().unwrap();
     assert_eq!(cached.confirmed, at(NOW));

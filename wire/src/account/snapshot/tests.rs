@@ -4,18 +4,18 @@ use rand_core::SeedableRng as _;
 use super::*;
 use crate::{
     account::{
-        AccountId,
+        AccountId, ConfigError, LeftOut, Memory, kms,
         signed::{InvitationKey, Voucher, sign_assignment, sign_content},
     },
     envelope::SigningKey,
 };
 
 /// A vendor, its segment at epoch 2, an account of it, and a snapshot for that.
-struct World {
-    vendor_key: SigningKey,
-    account: ServiceAccount,
-    snapshot: SnapshotAnswer,
-    random: ChaCha20Rng,
+pub(in crate::account) struct World {
+    pub(in crate::account) vendor_key: SigningKey,
+    pub(in crate::account) account: ServiceAccount,
+    pub(in crate::account) snapshot: SnapshotAnswer,
+    pub(in crate::account) random: ChaCha20Rng,
 }
 
 const LOCAL: &str =
@@ -45,7 +45,7 @@ fn assigned(signer: &SigningKey, vendor: Vendor, kms: u64, tenant: &str) -> Assi
     }
 }
 
-fn world(seed: u64) -> World {
+pub(in crate::account) fn world(seed: u64) -> World {
     let mut random = ChaCha20Rng::seed_from_u64(seed);
     let vendor_key = SigningKey::generate(&mut random).unwrap();
     let account = ServiceAccount {
@@ -135,7 +135,7 @@ fn a_snapshot_is_read_as_it_was_written_and_opens() {
     let read = SnapshotAnswer::from_json(&json).unwrap();
     assert_eq!(read, snapshot);
     let segment = read.open(&account).unwrap();
-    let configs = segment.configs(&read);
+    let configs = segment.configs(&read, &mut Memory::default());
     assert_eq!(configs.left_out, []);
     let config = &configs.kms[0];
     assert_eq!((config.id, config.leasing_allowed), (41, true));
@@ -277,20 +277,28 @@ fn swapped_changed_and_unknown_configs_do_not_open() {
         revision: 4,
         ..good.clone()
     };
+    let opened = |config: &KmsConfig| {
+        let mut changed = snapshot.clone();
+        changed.kms_configs = vec![config.clone()];
+        let configs = segment.configs(&changed, &mut Memory::default());
+        configs
+            .left_out
+            .into_iter()
+            .next()
+            .map(|left_out| left_out.why)
+    };
+    assert_eq!(opened(good), None);
     for config in [other_id, other_revision] {
         assert_eq!(
-            segment.kms_config(&config).unwrap_err(),
-            ConfigError::Envelope(OpenError::NotAuthentic)
+            opened(&config),
+            Some(ConfigError::Envelope(OpenError::NotAuthentic))
         );
     }
     let other_schema = KmsConfig {
         schema: 2,
         ..good.clone()
     };
-    assert_eq!(
-        segment.kms_config(&other_schema).unwrap_err(),
-        ConfigError::UnknownSchema(2)
-    );
+    assert_eq!(opened(&other_schema), Some(ConfigError::UnknownSchema(2)));
 }
 
 #[test]
@@ -350,7 +358,10 @@ fn with_config_of(
     world.snapshot.tenants[0].id = tenant.to_owned();
     world.snapshot.tenants[0].assignments = vec![assigned(signer, vendor, 42, tenant)];
     let segment = world.snapshot.open(&world.account).unwrap();
-    let mut left_out = segment.configs(&world.snapshot).left_out.into_iter();
+    let mut left_out = segment
+        .configs(&world.snapshot, &mut Memory::default())
+        .left_out
+        .into_iter();
     left_out.next().map_or(Ok(()), |left_out| Err(left_out.why))
 }
 
@@ -443,7 +454,10 @@ fn a_config_serves_whom_its_maker_assigned_it_to() {
     let left_out = |change: &dyn Fn(&mut SnapshotAnswer)| {
         let mut snapshot = snapshot.clone();
         change(&mut snapshot);
-        let configs = snapshot.open(&account).unwrap().configs(&snapshot);
+        let configs = snapshot
+            .open(&account)
+            .unwrap()
+            .configs(&snapshot, &mut Memory::default());
         let assignments = configs
             .tenants
             .iter()
