@@ -224,7 +224,9 @@ ALL = dashboard(
         panel("TLS handshakes, hand-overs", [(rate("tsp_tls_handshakes_total", "handshake"), "{{handshake}}"), (f"sum(rate(tsp_connections_handed_over_total{{{I}}}{RATE}))", "handed over")], unit="cps"),
         panel("Closed by a limit", [(rate("tsp_connections_closed_total", "limit"), "{{limit}}")], unit="cps"),
         panel("Should be nothing", [(rate("tsp_task_panics_total", "instance"), "{{instance}} panics"), (rate("tsp_log_lines_dropped_total", "instance"), "{{instance}} log lines dropped"), (rate("tsp_accept_backoffs_total", "instance"), "{{instance}} pauses in accepting")], unit="ops"),
-        panel("Versions", [(f"tsp_info{{{I}}}", "")], kind="table", w=16, about="io is uring or epoll, and io_reason says why"),
+        panel("API keys of the file, and API_KEY_2", [(rate("tsp_api_key_uses_total", "label"), "{{label}}")], unit="reqps", about="An old key that nobody uses any more can go"),
+        panel("Certificate ends in", [(f"tsp_tls_certificate_expiry_timestamp_seconds{{{I}}} - time()", "{{instance}}")], unit="s"),
+        panel("Versions", [(f"tsp_info{{{I}}}", "")], kind="table", w=24, about="io is uring or epoll, and io_reason says why"),
     ],
 )
 
