@@ -176,7 +176,10 @@ action(type="omfile" file="{}" template="understood")
         path("out"),
     );
     fs::write(folder.join("conf"), config).unwrap();
+    let path_variable = std::env::var("PATH").unwrap_or_default();
     let mut command = child_command("rsyslogd");
+    // Where Debian has it, which is no place for everybody's PATH.
+    command.env("PATH", format!("{path_variable}:/usr/sbin"));
     command
         .args(["-n", "-f", &path("conf"), "-i", &path("pid")])
         .stdin(Stdio::null());
