@@ -130,13 +130,13 @@ pub(crate) fn read<'a>(tenant: &'a Tenant, edek: &'a [u8]) -> Result<Opened<'a>,
     })
 }
 
-/// Unwraps an EDEK's DEK. Takes one KMS call, or none where its leased key is held, or with the local KMS. Ends by
-/// `deadline`.
+/// Unwraps an EDEK's DEK. Takes one KMS call, or none where its leased key is held, or with the local KMS. `now` may
+/// be a moment old. Ends by `deadline`.
 pub(crate) async fn unwrap<R: Rt>(
     core: &Core<R>,
     tenant: &Tenant,
     edek: &Opened<'_>,
-    deadline: Instant,
+    (now, deadline): (Instant, Instant),
 ) -> Result<Dek, OpError> {
     let entry = &edek.entry;
     let dek = if entry.leased_key_id == 0 {
@@ -151,7 +151,7 @@ pub(crate) async fn unwrap<R: Rt>(
     } else {
         // The leased key travels inside the EDEK, itself wrapped by the KMS.
         let sealed = entry.encrypted_leased_key_data;
-        let held = keyring::open(core, tenant, Purpose::Leased, sealed, deadline).await?;
+        let held = keyring::open(core, tenant, Purpose::Leased, sealed, (now, deadline)).await?;
         let cipher = held.key.cipher().ok_or(OpError::InvalidLeasedEdek(
             "Provided EDEK is leased, but its key is for another purpose.",
         ))?;

@@ -456,7 +456,8 @@ pub(crate) fn forget<R: Rt>(
     });
 }
 
-/// The key that `sealed`, a serialized EDEK of the tenant's, holds: from memory, or opened by the tenant's KMS.
+/// The key that `sealed`, a serialized EDEK of the tenant's, holds: from memory, or opened by the tenant's KMS. `now` may
+/// be a moment old: a batch reads the clock once for several items.
 ///
 /// # Errors
 /// What the KMS says to it, or why `sealed` is none of the tenant's.
@@ -465,12 +466,11 @@ pub(crate) async fn open<R: Rt>(
     tenant: &Tenant,
     purpose: Purpose,
     sealed: &[u8],
-    deadline: Instant,
+    (now, deadline): (Instant, Instant),
 ) -> Result<Rc<Held>, OpError> {
     let keyring = &core.keyring;
     let id = keyring.names.borrow_mut().of(purpose, &tenant.id, sealed);
     if let Some(held) = tenant.keys.get(&id) {
-        let now = core.rt.now();
         let verdict = held.proof.verdict(now, &keyring.lives);
         if verdict == Verdict::ServeAndAsk {
             let (config, blob) = parts(tenant, sealed)?;

@@ -141,12 +141,13 @@ pub(crate) async fn open<R: Rt, T>(
     deadline: Instant,
     derive: impl FnOnce(&Dek) -> T,
 ) -> Result<T, OpError> {
+    let times = (core.rt.now(), deadline);
     let edek = dek::read(tenant, &secret.sealed)?;
     if edek.entry.leased_key_id != 0 {
         // Under a leased key. We wrap none so, but who came from the original product may have some.
-        return Ok(derive(&dek::unwrap(core, tenant, &edek, deadline).await?));
+        return Ok(derive(&dek::unwrap(core, tenant, &edek, times).await?));
     }
-    let held = keyring::open(core, tenant, Purpose::Secret, &secret.sealed, deadline).await?;
+    let held = keyring::open(core, tenant, Purpose::Secret, &secret.sealed, times).await?;
     let secret = held.key.secret().ok_or(OpError::InvalidLeasedEdek(
         "A tenant secret's EDEK holds a key for another purpose.",
     ))?;

@@ -3,7 +3,7 @@
 //! Only a bounded number of a batch's items is under way at a time, so that a batch of any size passes with few
 //! connections and file descriptors.
 
-use std::{future::poll_fn, pin::Pin, task::Poll};
+use std::{future::poll_fn, pin::Pin, task::Poll, time::Instant};
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use tsp_rt::Rt;
@@ -33,7 +33,7 @@ pub(super) async fn batch_wrap<R: Rt>(
     let _place = op.core.admission.admit(&tenant.load)?;
     let reporter = op.reporter(&request.metadata);
     let (core, deadline) = (op.core, op.began + op.core.limits.batch_timeout);
-    let results = fan_out(core, ids, async |_| {
+    let results = fan_out(core, ids, async |_, _| {
         let dek = dek::generate(&core.rt);
         let edek = dek::wrap(core, tenant, config, &dek, deadline).await?;
         reporter
@@ -63,11 +63,11 @@ pub(super) async fn batch_unwrap<R: Rt>(
     let _place = op.core.admission.admit(&tenant.load)?;
     let reporter = op.reporter(&request.metadata);
     let (core, deadline) = (op.core, op.began + op.core.limits.batch_timeout);
-    let results = fan_out(core, items, async |(_, edek): &(_, &str)| {
+    let results = fan_out(core, items, async |(_, edek): &(_, &str), now| {
         let mut bytes = core.buffers.take();
         edek::decode_into(edek, &mut bytes)?;
         let edek = dek::read(tenant, &bytes)?;
-        let dek = dek::unwrap(core, tenant, &edek, deadline).await?;
+        let dek = dek::unwrap(core, tenant, &edek, (now, deadline)).await?;
         reporter
             .operation(&tenant.id, edek.config.id, DATA_DECRYPT)
             .await?;
@@ -98,14 +98,15 @@ fn push_failure(answer: &mut BatchAnswer, id: &str, why: &OpError) {
     answer.push_failure(id, error.code, &error.message);
 }
 
-/// Does `work` for every item, a bounded number at a time, and gives the results in the items' order.
+/// Does `work` for every item, a bounded number at a time, and gives the results in the items' order. What the time was
+/// when the task last had its turn goes to `work`, too: it is not read anew for each item.
 pub(super) async fn fan_out<R: Rt, I, T>(
     core: &Core<R>,
     items: &[I],
-    work: impl AsyncFn(&I) -> Result<T, OpError>,
+    work: impl AsyncFn(&I, Instant) -> Result<T, OpError>,
 ) -> Vec<Result<T, OpError>> {
     let work = &work;
-    let begin = |(index, item)| async move { (index, work(item).await) };
+    let begin = |(index, item), now| async move { (index, work(item, now).await) };
     let mut results = Vec::new();
     results.resize_with(items.len(), || None);
     let (mut done, mut put) = (0_usize, |(index, result): (usize, _)| {
@@ -117,15 +118,16 @@ pub(super) async fn fan_out<R: Rt, I, T>(
     let mut under_way = FuturesUnordered::new();
     // An item that needs no KMS is done by its first poll, and leaves its place to the next one.
     let mut spare = None;
+    let mut now = core.rt.now();
     loop {
         let next = (under_way.len() < core.limits.batch_fanout_max)
             .then(|| left.next())
             .flatten();
         if let Some(item) = next {
             let mut place = match spare.take() {
-                None => Box::pin(begin(item)),
+                None => Box::pin(begin(item, now)),
                 Some(mut place) => {
-                    Pin::set(&mut place, begin(item));
+                    Pin::set(&mut place, begin(item, now));
                     place
                 }
             };
@@ -144,10 +146,12 @@ pub(super) async fn fan_out<R: Rt, I, T>(
                 None => break,
                 Some(result) => put(result),
             }
+            now = core.rt.now();
         }
         done += 1;
         if done.is_multiple_of(BATCH_ITEMS_PER_TURN) {
             yield_now().await;
+            now = core.rt.now();
             while let Some(Some(result)) = under_way.next().now_or_never() {
                 put(result);
                 done += 1;

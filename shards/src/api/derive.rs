@@ -30,7 +30,7 @@ pub(super) async fn derive<R: Rt>(mut op: Op<'_, R>, body: &mut [u8]) -> Result<
     let known = known_paths(&op, tenant, &request)?;
     let _place = op.core.admission.admit(&tenant.load)?;
     let (core, deadline) = (op.core, op.began + op.core.limits.batch_timeout);
-    let opened = fan_out(core, &known, async |path| {
+    let opened = fan_out(core, &known, async |path, _| {
         path.open(core, tenant, &request, deadline).await
     })
     .await;

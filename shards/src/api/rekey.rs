@@ -26,7 +26,8 @@ pub(super) async fn rekey<R: Rt>(mut op: Op<'_, R>, body: &mut [u8]) -> Result<A
         true => None,
         false => Some(op.core.admission.admit(&target.load)?),
     };
-    let dek = dek::unwrap(op.core, source, &edek, op.deadline()).await?;
+    let times = (op.core.rt.now(), op.deadline());
+    let dek = dek::unwrap(op.core, source, &edek, times).await?;
     let rewrapped = dek::wrap(op.core, target, config, &dek, op.deadline()).await?;
     let reporter = op.reporter(&request.metadata);
     reporter

@@ -13,7 +13,8 @@ pub(super) async fn unwrap<R: Rt>(mut op: Op<'_, R>, body: &mut [u8]) -> Result<
     edek::decode_into(request.encrypted_document_key, &mut bytes)?;
     let edek = dek::read(tenant, &bytes)?;
     let _place = op.core.admission.admit(&tenant.load)?;
-    let dek = dek::unwrap(op.core, tenant, &edek, op.deadline()).await?;
+    let times = (op.core.rt.now(), op.deadline());
+    let dek = dek::unwrap(op.core, tenant, &edek, times).await?;
     let reporter = op.reporter(&request.metadata);
     reporter
         .operation(&tenant.id, edek.config.id, DATA_DECRYPT)
