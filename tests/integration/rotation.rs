@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{
+    broker::{Account, Vendor, local_content},
     config::two_local_tenants,
     http::{Connection, Request},
     metadata,
@@ -194,6 +195,42 @@ on_both! {
         assert_eq!(wrap_with(&proxy, "second-0123456789", "acme"), 200);
         replace(&proxy, &path, "API_KEY=second-0123456789\n", CHANGED);
         assert_eq!(wrap_with(&proxy, "first-0123456789", "acme"), 401);
+    }
+
+    fn another_service_account_takes_over_once_the_broker_has_taken_it(io) {
+        let vendor = Vendor::new();
+        vendor.tenant("acme", &local_content(1), &[]);
+        let (old, new) = (vendor.account(), vendor.account());
+        let text = |account: &Account| {
+            let lines = account.0.iter().filter(|(name, _)| *name != "API_KEY");
+            lines.map(|(name, value)| format!("{name}={value}\n")).collect::<String>()
+        };
+        let setup = Setup::without_config(io)
+            .env("TSP_ALLOW_LOCAL_KMS", "true")
+            .env("TSP_KMS_ALLOW_ADDRESSES", "loopback");
+        let path = setup.folder().join("tsp.env");
+        replace_file(&path, &text(&old));
+        let named = path.to_str().expect("temporary paths are UTF-8").to_owned();
+        let proxy = setup.env("TSP_SERVICE_ACCOUNT_FILE", &named).start();
+        proxy.wait_for_ready(200);
+        assert_eq!(wrap_with(&proxy, API_KEY, "acme"), 200);
+
+        // One that the broker does not take: the old one goes on.
+        let mut stranger = new.clone();
+        stranger.0.insert("SERVICE_SIGNING_PRIVATE_KEY".into(), old.0["SERVICE_SIGNING_PRIVATE_KEY"].clone());
+        replace(&proxy, &path, &text(&stranger), "the last good service account stays in force");
+        assert_eq!(wrap_with(&proxy, API_KEY, "acme"), 200);
+
+        replace(&proxy, &path, &text(&new), "the broker has taken the new service account");
+        vendor.admin(&["account", "revoke", &old.0["SERVICE_CONFIG_ID"]]);
+        vendor.tenant("globex", &local_content(2), &[]);
+        let from = proxy.log.len();
+        proxy.signal(Signal::HUP);
+        told(&proxy, from, "tenant configurations published");
+        assert_eq!(wrap_with(&proxy, API_KEY, "globex"), 200);
+
+        let other_vendor = Vendor::new().account();
+        replace(&proxy, &path, &text(&other_vendor), "is of another vendor");
     }
 }
 
