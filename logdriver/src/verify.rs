@@ -274,7 +274,7 @@ impl Places {
 }
 
 /// Name of the event by which a proxy says that it lost some.
-const LOST: &str = "TSP_EVENTS_LOST";
+const LOST: &str = tsp_wire::event::TSP_EVENTS_LOST;
 
 fn event_name(event: &Map<String, Value>) -> Option<&str> {
     event.get("iclFields")?.get("event")?.as_str()

@@ -1,9 +1,12 @@
 //! Security events: what the proxy did with a tenant's keys, and what applications report. One line of JSON each.
 
+mod take;
+
 use std::io::Write as _;
 
 use time::OffsetDateTime;
 
+pub use self::take::{Take, Taken};
 use crate::{RayId, api::Metadata, json};
 
 /// First byte of every message on the event socket; one event in JSON follows, or several, with a newline between two. A
@@ -18,6 +21,9 @@ pub const DATA_DECRYPT: &str = "DATA_DECRYPT";
 
 /// Name of the event that a derivation makes for each of its secret paths; its count is the number of derivation paths.
 pub const DATA_DERIVE: &str = "DATA_DERIVE";
+
+/// Name of the event that says that others were dropped; its count is how many.
+pub const TSP_EVENTS_LOST: &str = "TSP_EVENTS_LOST";
 
 /// The first millisecond of year 1 and the last of year 9999, which RFC 3339 ends with; since 1970.
 const TIMESTAMP_MS: (i64, i64) = (-62_135_596_800_000, 253_402_300_799_999);

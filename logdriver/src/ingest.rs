@@ -1,0 +1,470 @@
+//! Takes events from the proxies and hands them to the store.
+//!
+//! A proxy is named by a URL. `tcp://host:port` pulls what it pushes: what is on the way when one of the two dies is lost.
+//! `tcp+ack://host:port` asks it for batches that it keeps until the store has them on disk; the proxy has
+//! `TSP_EVENTS_ACKNOWLEDGED=true` then. A name that has several addresses stands for as many proxies; it is looked up again
+//! and again, and what is new is dialled.
+//!
+//! What must stay true: while the store takes nothing, nothing is pulled, and the proxies apply their own rule.
+
+use std::{
+    collections::HashMap,
+    ffi::CString,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anng::{
+    Message,
+    protocols::{pipeline0::Pull0, reqrep0::Req0},
+};
+use bytes::Bytes;
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tsp_wire::event::{FRAME_VERSION, TSP_EVENTS_LOST, Take, Taken};
+
+use crate::{
+    clock,
+    metrics::Metrics,
+    store::{Append, Incoming, ProxyBatch, Store},
+};
+
+/// How often a name is looked up, and how long an address stays that the name has no more.
+const LOOKUP_EVERY: Duration = Duration::from_secs(10);
+const GONE_AFTER: Duration = Duration::from_secs(60);
+
+/// Addresses of one name at most.
+const ADDRESSES_MAX: usize = 256;
+
+/// Bytes of messages between the sockets and the disk, of all proxies. One message that is larger goes alone.
+const INFLIGHT_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Longest wait for an answer to a question. A proxy answers at once.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Shortest and longest pause after an answer without events.
+const PAUSE_MIN: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+
+/// Pause after a proxy did not answer, or said what cannot be read.
+const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Shards of proxies whose numbers are followed. Each start of a proxy brings as many as it has shards.
+const COUNTED_MAX: usize = 4096;
+
+/// Where events come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Producer {
+    /// A name or an IP address, and a port.
+    pub authority: String,
+    /// Whether the proxy keeps events until they are acknowledged.
+    pub acknowledged: bool,
+}
+
+impl Producer {
+    /// Reads a list of URLs with commas between.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn list(text: &str) -> Result<Vec<Self>, String> {
+        let read = |url: &str| {
+            let (authority, acknowledged) = match url.strip_prefix("tcp+ack://") {
+                Some(authority) => (authority, true),
+                None => (url.strip_prefix("tcp://")?, false),
+            };
+            let (host, port) = authority.rsplit_once(':')?;
+            let sound = !host.is_empty()
+                && host
+                    .bytes()
+                    .all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b'@')
+                && port.parse::<u16>().is_ok_and(|port| port > 0);
+            sound.then(|| Self {
+                authority: authority.to_owned(),
+                acknowledged,
+            })
+        };
+        let producers: Option<Vec<_>> = text.split(',').map(str::trim).map(read).collect();
+        producers.filter(|all| !all.is_empty()).ok_or_else(|| {
+            "is not a list of tcp://HOST:PORT or tcp+ack://HOST:PORT with commas between".to_owned()
+        })
+    }
+}
+
+/// What all connections share.
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    metrics: Arc<Metrics>,
+    inflight: Arc<Semaphore>,
+    /// `LOGDRIVER_CHANNEL_TIMEOUT`.
+    patience: Duration,
+    numbers: mpsc::UnboundedSender<Numbers>,
+}
+
+/// Numbers of events, in the order in which they came by one connection.
+type Numbers = Vec<(u64, u16, u64)>;
+
+/// Takes events until `stop` says so, and everything taken is with the store.
+pub async fn run(
+    producers: Vec<Producer>,
+    store: Store,
+    patience: Duration,
+    metrics: Arc<Metrics>,
+    stop: watch::Receiver<bool>,
+) {
+    let (numbers, mut seen) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared {
+        store,
+        metrics: Arc::clone(&metrics),
+        inflight: Arc::new(Semaphore::new(INFLIGHT_BYTES_MAX)),
+        patience,
+        numbers,
+    });
+    let mut tasks = JoinSet::new();
+    for producer in producers {
+        tasks.spawn(follow(producer, Arc::clone(&shared), stop.clone()));
+    }
+    drop(shared);
+    let count = async {
+        let mut next = HashMap::new();
+        while let Some(numbers) = seen.recv().await {
+            metrics.missing.inc_by(missing(&mut next, &numbers));
+        }
+    };
+    let all = async { while tasks.join_next().await.is_some() {} };
+    tokio::join!(count, all);
+}
+
+/// Keeps a connection to each address of a producer.
+async fn follow(producer: Producer, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let mut connections: HashMap<SocketAddr, (watch::Sender<bool>, Instant)> = HashMap::new();
+    let mut tasks = JoinSet::new();
+    loop {
+        let now = clock::monotonic();
+        match tokio::net::lookup_host(&producer.authority).await {
+            Ok(addresses) => {
+                for address in addresses.take(ADDRESSES_MAX) {
+                    let connection = connections.entry(address).or_insert_with(|| {
+                        tracing::info!(%address, producer = producer.authority, "taking events");
+                        let (cut, is_cut) = watch::channel(false);
+                        let shared = Arc::clone(&shared);
+                        let acknowledged = producer.acknowledged;
+                        tasks.spawn(async move {
+                            shared.metrics.producers.inc();
+                            if acknowledged {
+                                take(address, &shared, is_cut).await;
+                            } else {
+                                pull(address, &shared, is_cut).await;
+                            }
+                            shared.metrics.producers.dec();
+                        });
+                        (cut, now)
+                    });
+                    connection.1 = now;
+                }
+            }
+            Err(why) => {
+                tracing::warn!(producer = producer.authority, "cannot be looked up: {why}");
+            }
+        }
+        connections.retain(|address, (cut, seen)| {
+            let stays = now.duration_since(*seen) < GONE_AFTER;
+            if !stays {
+                tracing::info!(%address, producer = producer.authority, "is gone");
+                cut.send_replace(true);
+            }
+            stays
+        });
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => break,
+            () = tokio::time::sleep(LOOKUP_EVERY) => {}
+        }
+        while tasks.try_join_next().is_some() {}
+    }
+    for (cut, _) in connections.values() {
+        cut.send_replace(true);
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Pulls what a proxy pushes.
+async fn pull(address: SocketAddr, shared: &Shared, mut cut: watch::Receiver<bool>) {
+    let Ok(url) = CString::new(format!("tcp://{address}")) else {
+        return;
+    };
+    let mut socket = match Pull0::dial(url).await {
+        Ok(socket) => socket,
+        Err(why) => {
+            tracing::error!(%address, "cannot be dialled: {why}");
+            return;
+        }
+    };
+    loop {
+        let message = tokio::select! {
+            biased;
+            _ = cut.wait_for(|cut| *cut) => return,
+            message = socket.pull() => message,
+        };
+        match message {
+            Ok(message) => {
+                let append = read(message.as_slice());
+                if shared.store(append, message.len()).await.is_err() {
+                    return;
+                }
+            }
+            Err(why) => {
+                tracing::warn!(%address, "no events can be pulled: {why}");
+                tokio::time::sleep(TROUBLE_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Asks a proxy for batches, and acknowledges each once it is on disk.
+async fn take(address: SocketAddr, shared: &Shared, mut cut: watch::Receiver<bool>) {
+    let Ok(url) = CString::new(format!("tcp://{address}")) else {
+        return;
+    };
+    let socket = match Req0::dial(url).await {
+        Ok(socket) => socket,
+        Err(why) => {
+            tracing::error!(%address, "cannot be dialled: {why}");
+            return;
+        }
+    };
+    let mut context = socket.context();
+    let consumer = shared.store.instance();
+    let mut stored = 0;
+    let mut pause = PAUSE_MIN;
+    let mut troubled = false;
+    loop {
+        let more = !*cut.borrow();
+        let question = Take {
+            consumer,
+            stored,
+            more,
+        };
+        let exchange = async {
+            let asked = context.request(Message::from(question.to_bytes().as_slice()));
+            match asked.await {
+                Ok(answer) => answer.await.map_err(|why| why.to_string()),
+                Err((why, _)) => Err(why.to_string()),
+            }
+        };
+        // The last acknowledgement need not be heard: the batch would come again, and be known.
+        let patience = if more { ANSWER_TIMEOUT } else { TROUBLE_PAUSE };
+        let answer = tokio::select! {
+            answer = timeout(patience, exchange) => answer,
+            _ = cut.wait_for(|cut| *cut), if more => continue,
+        };
+        if !more {
+            return;
+        }
+        let answer = match answer {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(why)) => {
+                trouble(address, &mut troubled, &why);
+                tokio::time::sleep(TROUBLE_PAUSE).await;
+                continue;
+            }
+            Err(_) => {
+                trouble(address, &mut troubled, "it does not answer");
+                continue;
+            }
+        };
+        let Some((Taken { instance, batch }, lines)) = Taken::from_bytes(answer.as_slice()) else {
+            trouble(
+                address,
+                &mut troubled,
+                "its answer is none: is TSP_EVENTS_ACKNOWLEDGED set there?",
+            );
+            tokio::time::sleep(TROUBLE_PAUSE).await;
+            continue;
+        };
+        if troubled {
+            tracing::info!(%address, "answers again");
+            troubled = false;
+        }
+        if batch == 0 {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = cut.wait_for(|cut| *cut) => {}
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+            continue;
+        }
+        pause = PAUSE_MIN;
+        let (done, on_disk) = oneshot::channel();
+        let append = Append {
+            batch: Some(ProxyBatch {
+                instance,
+                number: batch,
+            }),
+            done: Some(done),
+            ..read_lines(lines)
+        };
+        if shared.store(append, lines.len()).await.is_err() || on_disk.await.is_err() {
+            return;
+        }
+        stored = batch;
+    }
+}
+
+fn trouble(address: SocketAddr, troubled: &mut bool, why: &str) {
+    if !*troubled {
+        *troubled = true;
+        tracing::warn!(%address, "no events can be taken: {why}");
+    }
+}
+
+impl Shared {
+    /// Hands a message on, when there is room for it.
+    async fn store(&self, mut append: Append, bytes: usize) -> Result<(), crate::store::Gone> {
+        let metrics = &self.metrics;
+        let events = append.events.len() + append.strange.len();
+        metrics
+            .received
+            .inc_by(u64::try_from(events).unwrap_or(u64::MAX));
+        let mut numbers = Vec::with_capacity(append.events.len());
+        for event in &append.events {
+            if let Some(number) = &event.sequence
+                && let Ok(instance) = u64::from_str_radix(&number.instance, 16)
+            {
+                numbers.push((instance, number.shard, number.number));
+            }
+            metrics.lost.inc_by(lost(event));
+        }
+        // Who counts ends after all who send.
+        let _ = self.numbers.send(numbers);
+        let room = u32::try_from(bytes.min(INFLIGHT_BYTES_MAX)).unwrap_or(u32::MAX);
+        let handing = async {
+            let inflight = Arc::clone(&self.inflight);
+            append.room = inflight.acquire_many_owned(room).await.ok();
+            self.store.append(append).await
+        };
+        let mut handing = std::pin::pin!(handing);
+        match timeout(self.patience, &mut handing).await {
+            Ok(handed) => handed,
+            Err(_) => {
+                // It is not given up: what was taken from a proxy is kept.
+                metrics.stalls.inc();
+                handing.await
+            }
+        }
+    }
+}
+
+/// The events of a pushed message.
+fn read(message: &[u8]) -> Append {
+    match message.split_first() {
+        Some((&FRAME_VERSION, lines)) => read_lines(lines),
+        _ => Append {
+            strange: vec![Bytes::copy_from_slice(message)],
+            ..Append::default()
+        },
+    }
+}
+
+fn read_lines(lines: &[u8]) -> Append {
+    let lines = Bytes::copy_from_slice(lines);
+    let mut append = Append::default();
+    for line in lines.split(|byte| *byte == b'\n') {
+        if line.is_empty() {
+            continue;
+        }
+        let line = lines.slice_ref(line);
+        match Incoming::read(line.clone()) {
+            Some(event) => append.events.push(event),
+            None => append.strange.push(line),
+        }
+    }
+    append
+}
+
+/// How many events a proxy says it dropped.
+fn lost(event: &Incoming) -> u64 {
+    #[derive(serde::Deserialize)]
+    struct Event {
+        #[serde(rename = "iclFields")]
+        fields: Fields,
+    }
+    #[derive(serde::Deserialize)]
+    struct Fields {
+        event: String,
+        #[serde(default = "one")]
+        count: u64,
+    }
+    const fn one() -> u64 {
+        1
+    }
+    let name = TSP_EVENTS_LOST.as_bytes();
+    if !event.json.windows(name.len()).any(|at| at == name) {
+        return 0;
+    }
+    match serde_json::from_slice::<Event>(&event.json) {
+        Ok(Event { fields }) if fields.event == TSP_EVENTS_LOST => fields.count,
+        _ => 0,
+    }
+}
+
+/// How many numbers are left out, going by what came last of each shard.
+fn missing(next: &mut HashMap<(u64, u16), u64>, numbers: &[(u64, u16, u64)]) -> u64 {
+    let mut missing = 0_u64;
+    for (instance, shard, number) in numbers {
+        if next.len() >= COUNTED_MAX && !next.contains_key(&(*instance, *shard)) {
+            next.clear();
+        }
+        let after = number.saturating_add(1);
+        let expected = next.entry((*instance, *shard)).or_insert(*number);
+        missing = missing.saturating_add(number.saturating_sub(*expected));
+        // What comes late was counted as missing.
+        *expected = after.max(*expected);
+    }
+    missing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn producers_are_a_list_of_urls() {
+        let list = Producer::list("tcp://localhost:5555, tcp+ack://[::1]:5556").unwrap();
+        let told: Vec<_> = list
+            .iter()
+            .map(|producer| (producer.authority.as_str(), producer.acknowledged))
+            .collect();
+        assert_eq!(told, [("localhost:5555", false), ("[::1]:5556", true)]);
+        for bad in [
+            "",
+            "localhost:5555",
+            "tcp://localhost",
+            "tcp://:5555",
+            "tcp://a:0",
+            "tcp://a:1,",
+        ] {
+            assert!(Producer::list(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn gaps_are_counted_by_shard() {
+        let mut next = HashMap::new();
+        assert_eq!(missing(&mut next, &[(1, 0, 7), (1, 0, 8), (1, 1, 0)]), 0);
+        assert_eq!(missing(&mut next, &[(1, 0, 11), (1, 1, 1), (2, 0, 5)]), 2);
+        // Late, and then on from where it was.
+        assert_eq!(missing(&mut next, &[(1, 0, 9), (1, 0, 12)]), 0);
+    }
+
+    #[test]
+    fn a_message_of_another_version_is_kept_whole() {
+        let append = read(b"\x02{}");
+        assert_eq!(append.strange, [Bytes::from_static(b"\x02{}")]);
+        let append = read(b"\x01nonsense\n\n{}");
+        assert_eq!(append.strange.len(), 2);
+    }
+}
