@@ -191,6 +191,8 @@ pub struct EventSettings {
     pub send_timeout: Duration,
     /// `TSP_EVENTS_REQUIRED`.
     pub required: bool,
+    /// `TSP_EVENTS_ACKNOWLEDGED`.
+    pub acknowledged: bool,
 }
 
 impl ProcessConfig {
@@ -259,6 +261,9 @@ impl ProcessConfig {
             high_water_mark: reader.events_held("TSP_SEND_HIGH_WATER_MARK"),
             required: reader
                 .parse("TSP_EVENTS_REQUIRED", parse_bool)
+                .unwrap_or(false),
+            acknowledged: reader
+                .parse("TSP_EVENTS_ACKNOWLEDGED", parse_bool)
                 .unwrap_or(false),
         };
         if settings.required && !enabled {

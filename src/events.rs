@@ -8,6 +8,11 @@
 //! which costs the shard 3 µs per event; so this one drains what is there, then sleeps on its own clock. At most
 //! `TSP_SEND_HIGH_WATER_MARK` events are held here, the socket itself buffers none; then the queue fills up, and the
 //! shards apply their rule for events that cannot be handed over.
+//!
+//! With `TSP_EVENTS_ACKNOWLEDGED` the socket is one that is asked, and events are kept until a logdriver has them on disk:
+//! [`kept`].
+
+mod kept;
 
 use std::{
     collections::VecDeque,
@@ -21,10 +26,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anng::{Message, Socket, pipes::TcpOptions, protocols::pipeline0::Push0};
+use anng::{
+    Message, Socket,
+    pipes::TcpOptions,
+    protocols::{pipeline0::Push0, reqrep0::Rep0},
+};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, after};
 use prometheus::{IntCounter, IntGauge};
 
+use self::kept::Keeper;
 use crate::config::EventSettings;
 
 /// Up to this many waiting events go out in messages of their own, so that several logdrivers share a trickle evenly.
@@ -114,29 +124,40 @@ impl EventThread {
         let (stop, stopped) = crossbeam_channel::bounded(1);
         let (pulse, alive) = crossbeam_channel::bounded(1);
         let high_water_mark = settings.high_water_mark;
+        let acknowledged = settings.acknowledged;
+        let mut instance = [0; 8];
+        getrandom::fill(&mut instance).map_err(|why| bind(io::Error::other(why)))?;
+        let instance = u64::from_le_bytes(instance);
         let thread = thread::Builder::new()
             .name("tsp-events".to_owned())
             .spawn(move || {
                 // Dropped with the thread, however that ends.
                 let _pulse = pulse;
-                match listen(address) {
-                    Ok((socket, local_addr)) => {
-                        let held = VecDeque::new();
-                        let mut pusher = Pusher {
-                            queue,
-                            held,
-                            high_water_mark,
-                            stopped,
-                            deadline: None,
-                            counters,
-                        };
-                        // The starter waits for it.
+                let serve = || {
+                    if acknowledged {
+                        let (socket, local_addr) = listen(Rep0::socket, address)?;
+                        // The starter waits for it, here and below.
                         let _ = bound.send(Ok(local_addr));
-                        pusher.run(socket);
+                        Keeper::new(queue, high_water_mark, stopped, counters, instance)
+                            .run(&socket);
+                        return Ok(());
                     }
-                    Err(why) => {
-                        let _ = bound.send(Err(why));
-                    }
+                    let (socket, local_addr) = listen(Push0::socket, address)?;
+                    let held = VecDeque::new();
+                    let mut pusher = Pusher {
+                        queue,
+                        held,
+                        high_water_mark,
+                        stopped,
+                        deadline: None,
+                        counters,
+                    };
+                    let _ = bound.send(Ok(local_addr));
+                    pusher.run(socket);
+                    Ok(())
+                };
+                if let Err(why) = serve() {
+                    let _ = bound.send(Err(why));
                 }
             })
             .map_err(bind)?;
@@ -175,10 +196,13 @@ impl EventThread {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<(Socket<Push0>, SocketAddr)> {
+fn listen<P>(
+    socket: impl FnOnce() -> io::Result<Socket<P>>,
+    address: SocketAddr,
+) -> io::Result<(Socket<P>, SocketAddr)> {
     // anng panics on errors of listening other than "in use", such as a foreign address; so the kernel is asked first.
     drop(TcpListener::bind(address)?);
-    let socket = Push0::socket()?;
+    let socket = socket()?;
     let local_addr = block_on(async {
         // Dropping the handle leaves the socket listening.
         socket

@@ -22,7 +22,7 @@ const fn variable(name: &'static str, default: &'static str, effect: &'static st
 }
 
 /// Every variable that the proxy knows, in the order of the documentation.
-pub const VARIABLES: [Variable; 44] = [
+pub const VARIABLES: [Variable; 45] = [
     variable("API_KEY", "required", "what applications present"),
     variable("API_KEY_2", "none", "a second accepted key, for rotation"),
     variable(
@@ -146,6 +146,11 @@ pub const VARIABLES: [Variable; 44] = [
         "TSP_EVENTS_REQUIRED",
         "false",
         "true fails a request whose event is lost",
+    ),
+    variable(
+        "TSP_EVENTS_ACKNOWLEDGED",
+        "false",
+        "true keeps events until a logdriver has them on disk; it asks at `tcp+ack://` then",
     ),
     variable("TSP_IO", "auto", "auto, uring or epoll"),
     variable("TSP_SHARDS", "one per core", "number of shards"),

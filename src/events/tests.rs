@@ -20,6 +20,7 @@ fn settings(listen: SocketAddr, high_water_mark: usize) -> EventSettings {
         high_water_mark,
         send_timeout: Duration::ZERO,
         required: false,
+        acknowledged: false,
     }
 }
 

@@ -26,6 +26,7 @@ mod hostile;
 mod http;
 mod leases;
 mod loadtest;
+mod logdriver;
 mod metrics;
 mod operations;
 mod process;

@@ -6,7 +6,10 @@ mod kms;
 
 use std::{collections::HashMap, time::Duration};
 
-use toml::{Spanned, de::DeTable};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 use tsp_wire::{
     TenantId,
     snapshot::{AssignmentDoc, TenantDoc},
@@ -172,7 +175,13 @@ impl Form<'_> {
     }
 
     fn tenant(&mut self, table: &Table<'_>, configs: &HashMap<i64, usize>) -> Option<TenantDoc> {
-        self.only_members(table, &["id", "assignments"]);
+        self.only_members(table, &["id", "assignments", "logging"]);
+        // What is in it is the logdriver's, which reads the same file.
+        if let Some((at, value)) = table.member("logging")
+            && !matches!(value, DeValue::Table(_))
+        {
+            self.problem(at, format!("{}: logging must be a table", table.what));
+        }
         let id = self.required(table, "id", Self::string);
         if id.is_some_and(|id| !TenantId::is_valid(id)) {
             let max = TenantId::BYTES_MAX;

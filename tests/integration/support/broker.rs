@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Stdio},
     sync::{Arc, Mutex},
     thread,
@@ -27,28 +27,6 @@ use super::{
 
 const PASSPHRASE: &str = "CANARY-passphrase";
 const SETUP_TOKEN: &str = "CANARY-setup-token";
-
-/// The program beside the one that is tested. Cargo does not build it for `--test integration` alone, being another package's.
-fn program() -> PathBuf {
-    let tsp = Path::new(env!("CARGO_BIN_EXE_tsp"));
-    let program = tsp.with_file_name("tsp-broker");
-    let complaint = |what: &str| {
-        format!(
-            "{} is {what}: `./x test` builds it, and so does `cargo build --workspace --bins`",
-            program.display()
-        )
-    };
-    let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
-    let Ok(built) = changed(&program) else {
-        panic!("{}", complaint("not there"));
-    };
-    // Cargo's list of what it was made of: `PROGRAM: FILE FILE …`.
-    let sources = fs::read_to_string(program.with_extension("d")).unwrap_or_default();
-    let mut sources = sources.split_ascii_whitespace().skip(1);
-    let newer = sources.find(|path| changed(Path::new(path)).is_ok_and(|changed| changed > built));
-    assert!(newer.is_none(), "{}", complaint("older than its source"));
-    program
-}
 
 /// A vendor with a broker of its own.
 #[derive(Debug)]
@@ -78,7 +56,7 @@ impl Vendor {
     #[track_caller]
     pub(crate) fn start_broker(&mut self) {
         assert!(self.broker.is_none(), "it runs");
-        let mut command = child::command(program());
+        let mut command = child::command(child::beside_tsp("tsp-broker"));
         command
             .args(["serve", "--listen", &self.address.to_string()])
             .env_clear()
@@ -133,7 +111,7 @@ impl Vendor {
     /// What an admin's command prints; it must succeed.
     #[track_caller]
     pub(crate) fn admin(&self, arguments: &[&str]) -> String {
-        let output = child::command(program())
+        let output = child::command(child::beside_tsp("tsp-broker"))
             .args(arguments)
             .env_clear()
             .env("BROKER_PROFILE", self.folder.path().join("admin.json"))

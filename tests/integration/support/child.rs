@@ -2,6 +2,8 @@
 
 use std::{
     ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
     process::{Child, Command},
     sync::{
         OnceLock,
@@ -46,4 +48,30 @@ pub(crate) fn spawn(command: Command) -> Child {
         .recv()
         .expect("the spawner answers")
         .unwrap_or_else(|error| panic!("cannot start {shown}: {error}"))
+}
+
+/// Another of our programs, which lies beside the one that is tested. Cargo does not build it for `--test integration` alone, being another package's.
+///
+/// # Panics
+/// If it is missing, or older than its source.
+#[track_caller]
+pub(crate) fn beside_tsp(name: &str) -> PathBuf {
+    let tsp = Path::new(env!("CARGO_BIN_EXE_tsp"));
+    let program = tsp.with_file_name(name);
+    let complaint = |what: &str| {
+        format!(
+            "{} is {what}: `./x test` builds it, and so does `cargo build --workspace --bins`",
+            program.display()
+        )
+    };
+    let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
+    let Ok(built) = changed(&program) else {
+        panic!("{}", complaint("not there"));
+    };
+    // Cargo's list of what it was made of: `PROGRAM: FILE FILE …`.
+    let sources = fs::read_to_string(program.with_extension("d")).unwrap_or_default();
+    let mut sources = sources.split_ascii_whitespace().skip(1);
+    let newer = sources.find(|path| changed(Path::new(path)).is_ok_and(|changed| changed > built));
+    assert!(newer.is_none(), "{}", complaint("older than its source"));
+    program
 }
