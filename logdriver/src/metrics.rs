@@ -145,7 +145,7 @@ impl Metrics {
             )?,
             dead_expired: counter(
                 "logdriver_dead_letters_expired_total",
-                "Dead letters that were removed because of their age or their number.",
+                "Dead letters that were removed because of their age or their size.",
             )?,
             delivery_seconds,
             buffered_events: gauge(
