@@ -6,7 +6,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::{
     proxy::{Keeper, Pusher},
-    support::{Home, Logdriver, assert_whole, event, sized_event},
+    support::{Home, Logdriver, assert_whole, event, sized_event, wait_until},
 };
 
 /// A full disk as a process sees it: no file can grow beyond a limit. The shell ignores the signal that goes with it, and so
@@ -43,9 +43,9 @@ fn a_full_disk_stops_the_taking_loses_nothing_and_it_goes_on_by_itself() {
     assert_eq!(logdriver.get("/live").0, 200);
     assert_eq!(logdriver.get("/health").0, 500);
     let refusals = logdriver.metric("logdriver_store_refusals_total");
-    while logdriver.metric("logdriver_store_refusals_total") <= refusals {
-        thread::sleep(Duration::from_millis(50));
-    }
+    wait_until("it tries again", || {
+        logdriver.metric("logdriver_store_refusals_total") > refusals
+    });
     assert_eq!(keeper.acknowledged(), acknowledged);
     let pid = Pid::from_raw(i32::try_from(logdriver.pid()).unwrap());
     let unlimited = Rlimit {
@@ -54,9 +54,7 @@ fn a_full_disk_stops_the_taking_loses_nothing_and_it_goes_on_by_itself() {
     };
     prlimit(pid, Resource::Fsize, unlimited).unwrap();
     logdriver.wait_for_status("/ready", 200);
-    while keeper.acknowledged() < EVENTS {
-        thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("all are acknowledged", || keeper.acknowledged() == EVENTS);
     assert_eq!(logdriver.stop().0, 0);
     let mut logdriver = Logdriver::start(home.command(&keeper.url()));
     logdriver.wait_for_numbers(EVENTS);
@@ -120,6 +118,9 @@ fn get(address: &str, path: &str) -> Option<u16> {
     answer.split(' ').nth(1)?.parse().ok()
 }
 
+/// Of the store's database.
+const PAGE_BYTES: usize = 8192;
+
 #[test]
 fn bytes_that_change_on_disk_cost_their_block_alone_and_are_named() {
     let home = Home::new("version = 1\n");
@@ -131,14 +132,14 @@ fn bytes_that_change_on_disk_cost_their_block_alone_and_are_named() {
         // Each larger than a page, so that what is changed below is of one of them.
         pusher.push(&[sized_event("acme", number, 20_000)]);
     }
-    while logdriver.metric("logdriver_buffered_events") < 30.0 {
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("all are stored", || {
+        logdriver.metric("logdriver_buffered_events") >= 30.0
+    });
     assert_eq!(logdriver.stop().0, 0);
     let path = home.store().join("events.sqlite");
     let mut bytes = fs::read(&path).unwrap();
-    // In the middle of the file, which is nothing but contents.
-    let middle = bytes.len() / 2;
+    // In the middle of a page in the middle of the file: contents, and not where SQLite notes the next page.
+    let middle = bytes.len() / 2 / PAGE_BYTES * PAGE_BYTES + PAGE_BYTES / 2;
     bytes[middle] ^= 0x40;
     fs::write(&path, bytes).unwrap();
     let mut logdriver = Logdriver::start(home.command(&pusher.url()));
@@ -146,10 +147,10 @@ fn bytes_that_change_on_disk_cost_their_block_alone_and_are_named() {
         let message = log["message"].as_str()?;
         message.contains("damaged on disk").then_some(())
     });
-    while logdriver.metric("logdriver_buffered_events") > 0.0 {
+    wait_until("the rest is delivered", || {
         logdriver.drain();
-        thread::sleep(Duration::from_millis(10));
-    }
+        logdriver.metric("logdriver_buffered_events") == 0.0
+    });
     let corrupt = logdriver.metric("logdriver_events_corrupt_total");
     let (_, events) = logdriver.stop();
     assert!(corrupt >= 1.0);

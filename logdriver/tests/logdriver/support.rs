@@ -17,6 +17,15 @@ use tsp_logdriver::chain::Link;
 /// Longest that any test waits for anything. Far beyond what a busy machine takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Waits until `is_so`, looking every few milliseconds.
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < until, "never happened: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A folder with a store and a configuration file.
 pub(crate) struct Home {
     folder: tempfile::TempDir,
