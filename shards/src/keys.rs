@@ -53,6 +53,19 @@ impl ApiKeys {
         }
     }
 
+    /// The same, with nothing whose references two shards count.
+    fn for_one_shard(&self) -> Self {
+        let hashed = self.hashed.iter().map(|key| HashedKey {
+            scope: key.scope.as_deref().cloned().map(Arc::new),
+            ..key.clone()
+        });
+        Self {
+            first: self.first.clone(),
+            second: self.second.clone(),
+            hashed: hashed.collect(),
+        }
+    }
+
     /// Who presents an `Authorization` header, if it holds one of the keys. Looks at both that are compared as they are,
     /// in constant time.
     pub(crate) fn caller(
@@ -125,7 +138,7 @@ pub struct HashedKey {
 }
 
 /// What a key may do.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyScope {
     /// In order; `None` for all.
     tenants: Option<Box<[TenantId]>>,
@@ -242,21 +255,21 @@ impl Caller {
     }
 }
 
-/// What a shard accepts at present.
+/// What a shard accepts at present: a copy of its own, because each request counts a reference to its key's scope.
 #[derive(Debug)]
 pub(crate) struct KeysInForce {
-    keys: RefCell<Arc<ApiKeys>>,
+    keys: RefCell<ApiKeys>,
     shard: usize,
 }
 
 impl KeysInForce {
-    pub(crate) fn new(keys: Arc<ApiKeys>, shard: usize) -> Self {
-        let keys = RefCell::new(keys);
+    pub(crate) fn new(keys: &ApiKeys, shard: usize) -> Self {
+        let keys = RefCell::new(keys.for_one_shard());
         Self { keys, shard }
     }
 
-    pub(crate) fn renew(&self, keys: Arc<ApiKeys>) {
-        *self.keys.borrow_mut() = keys;
+    pub(crate) fn renew(&self, keys: &ApiKeys) {
+        *self.keys.borrow_mut() = keys.for_one_shard();
     }
 
     /// As [`ApiKeys::caller`].
@@ -351,15 +364,15 @@ mod tests {
     #[test]
     fn either_of_two_given_keys_is_accepted_and_a_switch_takes_effect() {
         let key = |text: &str| ApiKey::new(text.to_owned()).unwrap();
-        let keys = Arc::new(ApiKeys::new(key("first-key"), Some(key("second-key"))));
-        let in_force = KeysInForce::new(keys, 0);
+        let keys = ApiKeys::new(key("first-key"), Some(key("second-key")));
+        let in_force = KeysInForce::new(&keys, 0);
         let ask = |text: &str| {
             let header = HeaderValue::from_str(text).unwrap();
             in_force.caller(Some(&header), || at(1)).is_some()
         };
         assert!(ask("cmk first-key") && ask("cmk second-key"));
         assert!(!ask("cmk third-key") && !ask("first-key"));
-        in_force.renew(Arc::new(ApiKeys::new(key("third-key"), None)));
+        in_force.renew(&ApiKeys::new(key("third-key"), None));
         assert!(ask("cmk third-key") && !ask("cmk second-key"));
     }
 }

@@ -315,7 +315,7 @@ impl Shard {
             connections: Rc::new(Connections::new(Arc::clone(&metrics))),
             balance,
             handshakes: Handshakes::new(parts.tls),
-            api_keys: KeysInForce::new(parts.api_keys, usize::from(index)),
+            api_keys: KeysInForce::new(&parts.api_keys, usize::from(index)),
             slot: SnapshotSlot::default(),
             fresh: Cell::new(true),
             parser: RefCell::new(Parser::new()),
@@ -339,7 +339,7 @@ impl Shard {
         let renewed = Rc::clone(&core);
         core.rt.spawn(async move {
             while let Some(api_keys) = api_keys.recv().await {
-                renewed.api_keys.renew(api_keys);
+                renewed.api_keys.renew(&api_keys);
             }
         });
         let slot = Rc::clone(&core);
