@@ -4,12 +4,12 @@
     deploy/live.py [--seconds 15] [--keep FOLDER] tsp=127.0.0.1:9000 [tsp-broker=…] [tsp-logdriver=…]
 
 Starts Debian's Prometheus on a free loopback port, for the given time, and prints a line for each dashboard: how many queries it
-has, and which of them find nothing. A query that Prometheus refuses is a failure, and so is a program's metric that no query of its
-dashboard finds. With --keep its data stay in FOLDER; deploy/picture.py draws from there."""
+has, which of them find nothing, and which of the program's metrics neither a query nor a rule asks for. A query that Prometheus refuses
+is a failure, and so are half of a dashboard without data and a metric that nobody asks for. With --keep its data stay in FOLDER; deploy/picture.py draws from there."""
 
 import argparse
 import json
-
+import re
 import shutil
 import socket
 import subprocess
@@ -120,19 +120,29 @@ def main():
     return failed
 
 
+def families(prometheus, job):
+    """The metrics that the program has told, histograms by their own name."""
+    found = prometheus.found(f'group by (__name__) ({{job="{job}", __name__!~"up|scrape_.*|tsp:.*|ALERTS.*"}})')
+    return {re.sub("_(bucket|sum|count)$", "", one["metric"]["__name__"]) for one in found}
+
+
 def examine(prometheus, targets):
     failed = 0
+    rules = json.loads(prometheus.ask("/api/v1/rules"))["data"]["groups"]
+    rules = [rule for group in rules for rule in group["rules"]]
     for job, addresses in targets.items():
         board = BOARDS[job]
         up = len(prometheus.found(f'up{{job="{job}"}} == 1')) == len(addresses)
         asked = list(queries(board))
         empty = [title for title, expression in asked if not prometheus.found(expression)]
-        well = up and len(empty) * 2 < len(asked)
+        words = set(re.findall(r"\w+", " ".join([expression for _, expression in asked] + [rule["query"] for rule in rules])))
+        unasked = {name for name in families(prometheus, job) if not words & {name, f"{name}_bucket", f"{name}_sum", f"{name}_count"}}
+        well = up and len(empty) * 2 < len(asked) and not unasked
         failed |= not well
         print(f"{'ok' if well else 'not ok'} {board} at {', '.join(addresses)}: {len(asked)} queries, {len(asked) - len(empty)} find something")
         print(f"  nothing: {', '.join(sorted(set(empty))) or 'none'}")
-    rules = json.loads(prometheus.ask("/api/v1/rules"))["data"]["groups"]
-    rules = [rule for group in rules for rule in group["rules"]]
+        if unasked:
+            print(f"  nobody asks for: {', '.join(sorted(unasked))}")
     broken = [(rule["name"], rule["lastError"]) for rule in rules if rule["health"] != "ok"]
     print(f"{'not ok' if broken else 'ok'} rules: {len(rules)} evaluated {broken or ''}")
     firing = [rule["name"] for rule in rules if rule.get("state") == "firing"]
