@@ -107,16 +107,30 @@ def check_chart_promises():
             assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"], where
             assert pod["securityContext"]["seccompProfile"]["type"] in ("RuntimeDefault", "Localhost"), where
             assert pod["automountServiceAccountToken"] is False, where
+            sidecars = pod.get("initContainers", [])
+            assert all(sidecar["restartPolicy"] == "Always" for sidecar in sidecars), where
             pause = 0
-            for container in pod["containers"]:
+            for container in [*pod["containers"], *sidecars]:
                 assert container["resources"]["requests"] == container["resources"]["limits"], f"{where}: not Guaranteed"
                 security = container["securityContext"]
                 assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"], where
                 assert security["capabilities"]["drop"] == ["ALL"], where
                 assert container["livenessProbe"] and container["readinessProbe"], where
-                pause = max(pause, container["lifecycle"]["preStop"]["sleep"]["seconds"])
-            # The longest drain is 20 s.
-            assert pod["terminationGracePeriodSeconds"] >= pause + 20, where
+                # A sidecar is stopped after the others have ended.
+                if container not in sidecars:
+                    pause = max(pause, container["lifecycle"]["preStop"]["sleep"]["seconds"])
+            # The longest drain is 20 s and 6 s, of a logdriver 20 s.
+            assert pod["terminationGracePeriodSeconds"] >= pause + 26 + 20 * len(sidecars), where
+            proxy = pod["containers"][0]
+            if proxy["name"] == "tsp":
+                probes = (proxy["livenessProbe"]["httpGet"], proxy["readinessProbe"]["httpGet"])
+                assert probes == ({"path": "/live", "port": "health"}, {"path": "/ready", "port": "health"}), where
+                assert one["spec"]["template"]["metadata"]["annotations"]["prometheus.io/scrape"] == "true", where
+                assert proxy["resources"]["limits"] == {"cpu": "2", "memory": "1256Mi"}, where
+                # The autoscaler's business, where there is one.
+                is_scaled = values.get("autoscaling", {}).get("enabled", True)
+                assert ("replicas" in one["spec"]) is not is_scaled, where
+                assert one["kind"] == "Deployment" or one["spec"]["podManagementPolicy"] == "Parallel", where
 
 
 def check_kubernetes():

@@ -52,7 +52,8 @@ spec:
   serviceAccountName: {{ .Release.Name }}-proxy
   automountServiceAccountToken: false
   enableServiceLinks: false
-  terminationGracePeriodSeconds: {{ add .Values.proxy.preStopSeconds 35 }}
+  # The pause, a drain of 20 s and 6 s at most; where there is a logdriver, its drain of 20 s after that.
+  terminationGracePeriodSeconds: {{ add .Values.proxy.preStopSeconds (ternary 55 35 .Values.logdriver.enabled) }}
   securityContext:
     {{- include "tsp.pod-security" (dict "uid" .Values.proxy.uid) | nindent 4 }}
     seccompProfile:
@@ -78,6 +79,36 @@ spec:
   {{- end }}
   {{- with .Values.proxy.tolerations }}
   tolerations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- if .Values.logdriver.enabled }}
+  # Starts before the proxy and is stopped when that has ended: it takes the last events too.
+  initContainers:
+    - name: logdriver
+      restartPolicy: Always
+      image: {{ .Values.logdriver.image }}
+      imagePullPolicy: {{ .Values.proxy.imagePullPolicy }}
+      envFrom:
+        - secretRef: { name: {{ .Values.logdriver.secret }} }
+      env:
+        - { name: LOGDRIVER_EVENT_PRODUCER_URL, value: "tcp://127.0.0.1:5555" }
+        {{- include "tsp.env" .Values.logdriver.env | nindent 8 }}
+      ports:
+        - { name: ld-health, containerPort: 9001 }
+      resources:
+        {{- include "tsp.resources" .Values.logdriver.resources | nindent 8 }}
+      livenessProbe:
+        httpGet: { path: /live, port: ld-health }
+        periodSeconds: 10
+        timeoutSeconds: 3
+      readinessProbe:
+        # That a log system is slow is no reason to take the proxy away from its clients.
+        httpGet: { path: /live, port: ld-health }
+        periodSeconds: 10
+        timeoutSeconds: 3
+      securityContext:
+        {{- include "tsp.container-security" . | nindent 8 }}
+      volumeMounts:
+        - { name: logdriver, mountPath: /logdriver }
   {{- end }}
   containers:
     - name: tsp
@@ -120,36 +151,6 @@ spec:
       volumeMounts:
         - { name: tls, mountPath: /tls, readOnly: true }
       {{- end }}
-    {{- if .Values.logdriver.enabled }}
-    - name: logdriver
-      image: {{ .Values.logdriver.image }}
-      imagePullPolicy: {{ .Values.proxy.imagePullPolicy }}
-      envFrom:
-        - secretRef: { name: {{ .Values.logdriver.secret }} }
-      env:
-        - { name: LOGDRIVER_EVENT_PRODUCER_URL, value: "tcp://127.0.0.1:5555" }
-        {{- include "tsp.env" .Values.logdriver.env | nindent 8 }}
-      ports:
-        - { name: ld-health, containerPort: 9001 }
-      resources:
-        {{- include "tsp.resources" .Values.logdriver.resources | nindent 8 }}
-      livenessProbe:
-        httpGet: { path: /live, port: ld-health }
-        periodSeconds: 10
-        timeoutSeconds: 3
-      readinessProbe:
-        # That a log system is slow is no reason to take the proxy away from its clients.
-        httpGet: { path: /live, port: ld-health }
-        periodSeconds: 10
-        timeoutSeconds: 3
-      lifecycle:
-        # Longer than the proxy's pause and drain: it takes the last events too.
-        preStop: { sleep: { seconds: {{ add .Values.proxy.preStopSeconds 5 }} } }
-      securityContext:
-        {{- include "tsp.container-security" . | nindent 8 }}
-      volumeMounts:
-        - { name: logdriver, mountPath: /logdriver }
-    {{- end }}
   {{- if .Values.proxy.tlsSecret }}
   volumes:
     - name: tls
