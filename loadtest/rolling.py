@@ -73,7 +73,7 @@ def child(command, **options):
 
 
 class Proxy:
-    def __init__(self, program, config, folder, number):
+    def __init__(self, program, config, folder, number=1, **variables):
         self.program, self.number, self.restarts = program, number, 0
         self.http, self.health = free_ports(2)
         self.log = folder / f"tsp-{number}.log"
@@ -86,6 +86,7 @@ class Proxy:
             "TSP_HTTP_BIND_ADDRESS": f"127.0.0.1:{self.http}",
             "TSP_HEALTH_BIND_ADDRESS": f"127.0.0.1:{self.health}",
             "TSP_ENABLE_LOGDRIVER_INTEGRATION": "false",
+            **variables,
         }
         self.start()
 
@@ -120,15 +121,15 @@ class Client:
     """One connection that is kept, with a request at a time. A connection that the far end closed between two requests is opened
     anew, as every client library does."""
 
-    def __init__(self, port):
-        self.port, self.writer = port, None
+    def __init__(self, port, **connect):
+        self.port, self.connect, self.writer = port, connect, None
 
-    async def post(self, path, body):
+    async def post(self, path, body, key=API_KEY):
         body = json.dumps(body).encode()
-        head = f"POST /api/1/document/{path} HTTP/1.1\r\nHost: proxy\r\nAuthorization: cmk {API_KEY}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /api/1/document/{path} HTTP/1.1\r\nHost: proxy\r\nAuthorization: cmk {key}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         if self.writer is None or self.reader.at_eof():
             await self.close()
-            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port, **self.connect)
         self.writer.write(head.encode() + body)
         answer = await self.reader.readuntil(b"\r\n\r\n")
         lines = answer.decode().split("\r\n")
@@ -260,4 +261,5 @@ def main():
         return asyncio.run(run(options, Path(folder)))
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
