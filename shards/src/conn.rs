@@ -19,7 +19,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::{Method, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Method,
+    body::Incoming,
+    header::{self, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tsp_rt::{Rt, Stream};
@@ -54,7 +60,10 @@ struct State {
     unsent: Cell<bool>,
     /// Whether it may rest.
     rest: Cell<bool>,
+    /// Whether its next answer is its last.
     draining: Cell<bool>,
+    /// Whether it goes if no request has come.
+    leaving: Cell<bool>,
     closed: Cell<Option<ClosedBy>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -95,6 +104,7 @@ pub(crate) struct Connections {
     open: RefCell<HashMap<u64, Rc<State>>>,
     next: Cell<u64>,
     draining: Cell<bool>,
+    leaving: Cell<bool>,
     metrics: Arc<ShardMetrics>,
 }
 
@@ -104,15 +114,27 @@ impl Connections {
             open: RefCell::default(),
             next: Cell::new(0),
             draining: Cell::new(false),
+            leaving: Cell::new(false),
             metrics,
         }
     }
 
-    /// Finishes what is under way and closes the rest.
+    /// Has every answer from now on be its connection's last, and say so. What has no request stays for the one that may be
+    /// on its way, until [`Self::leave`].
     pub(crate) fn drain(&self) {
         self.draining.set(true);
         for state in self.open.borrow().values() {
             state.draining.set(true);
+        }
+    }
+
+    /// Finishes what is under way and closes the rest. More than the first call changes nothing.
+    pub(crate) fn leave(&self) {
+        if self.leaving.replace(true) {
+            return;
+        }
+        for state in self.open.borrow().values() {
+            state.leaving.set(true);
             state.wake();
         }
     }
@@ -157,6 +179,7 @@ impl Connections {
             unsent: Cell::new(false),
             rest: Cell::new(false),
             draining: Cell::new(self.draining.get()),
+            leaving: Cell::new(self.leaving.get()),
             closed: Cell::new(None),
             waker: RefCell::default(),
         });
@@ -247,11 +270,15 @@ async fn speak<R: Rt, S: Stream>(
         let began = core.rt.now();
         state.enter(Phase::Busy, began);
         let reads_all = request.method() == Method::POST;
-        let response = api::serve(core, request, began).await;
+        let mut response = api::serve(core, request, began).await;
         // What succeeds has read its request's body to the end. hyper closes a connection with an unread one by itself; that it
         // never rests is not left to that.
         state.whole.set(reads_all && response.status().is_success());
         state.enter(Phase::Idle, core.rt.now());
+        if state.draining.get() {
+            let headers = response.headers_mut();
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         Ok::<_, std::convert::Infallible>(response)
     });
     // A client may close its sending side and still wait for the answer. There is no hyper timer: see the module's head.
@@ -266,11 +293,14 @@ async fn speak<R: Rt, S: Stream>(
         if let Some(reason) = state.closed.get() {
             return Poll::Ready(Err(Broken::Closed(reason)));
         }
-        if state.draining.get() && !told_to_finish {
+        let mut polled = Pin::new(&mut connection).poll(cx);
+        // Not before a look at what has come: without a request hyper closes at once.
+        if polled.is_pending() && state.leaving.get() && !told_to_finish {
             told_to_finish = true;
             Pin::new(&mut connection).graceful_shutdown();
+            polled = Pin::new(&mut connection).poll(cx);
         }
-        match Pin::new(&mut connection).poll(cx) {
+        match polled {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(false)),
             Poll::Ready(Err(why)) => Poll::Ready(Err(Broken::Http(why))),
             Poll::Pending if state.rests() && !told_to_finish => Poll::Ready(Ok(true)),
@@ -302,13 +332,12 @@ async fn wait<R: Rt, S: Stream>(
         if let Some(reason) = state.closed.get() {
             return Poll::Ready(Err(reason));
         }
-        if state.draining.get() {
-            return Poll::Ready(Ok(false));
-        }
         let mut buf = ReadBuf::new(&mut byte);
-        Pin::new(&mut watched.stream)
-            .poll_read(cx, &mut buf)
-            .map(|read| Ok(read.is_ok() && !buf.filled().is_empty()))
+        match Pin::new(&mut watched.stream).poll_read(cx, &mut buf) {
+            Poll::Ready(read) => Poll::Ready(Ok(read.is_ok() && !buf.filled().is_empty())),
+            Poll::Pending if state.leaving.get() => Poll::Ready(Ok(false)),
+            Poll::Pending => Poll::Pending,
+        }
     })
     .await?;
     if came {

@@ -86,7 +86,7 @@ on_both! {
         busy.send(&Request::api("document/wrap", API_KEY, &metadata("acme")).bytes()).expect("it can be sent");
         let held = kms.next_call();
         proxy.signal(Signal::TERM);
-        assert!(idle.is_ended_by_peer(), "an idle connection is closed at once");
+        assert!(idle.is_ended_by_peer(), "an idle connection is closed");
         held.succeed();
         let answer = busy.answer();
         answer.ok();

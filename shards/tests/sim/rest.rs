@@ -198,6 +198,30 @@ fn a_drain_ends_connections_at_rest() {
 }
 
 #[test]
+fn a_request_that_is_on_its_way_at_a_drain_is_answered_and_is_the_last() {
+    in_world(Setup::default, async |world| {
+        let mut resting = Client::connect(&world).await;
+        resting.send(&wrap()).await;
+        resting.assert_wraps().await;
+        resting.pause().await;
+        let mut kept = Client::connect(&world).await;
+        kept.send(&wrap()).await;
+        kept.assert_wraps().await;
+        let mut fresh = Client::connect(&world).await;
+        world.controls.borrow()[0].drain();
+        world.rt.sleep(ms(50)).await;
+        for client in [&mut resting, &mut kept, &mut fresh] {
+            client.send(&wrap()).await;
+            client.assert_wraps().await;
+            assert_eq!(client.answer().await, None);
+        }
+        while !world.ended.get() {
+            world.rt.sleep(ms(1)).await;
+        }
+    });
+}
+
+#[test]
 fn a_connection_at_rest_is_closed_when_it_has_been_idle_for_too_long() {
     in_world(Setup::default, async |world| {
         let mut client = Client::connect(&world).await;
