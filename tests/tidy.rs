@@ -647,6 +647,47 @@ fn links_between_our_pages_lead_somewhere() {
 }
 
 #[test]
+fn the_tables_of_operations_md_name_tests_that_exist() {
+    let page = read(Path::new("docs/operations.md"));
+    let (_, tables) = page
+        .split_once("\n## The existing product, row by row\n")
+        .expect("the page has that part");
+    let sources = tracked();
+    let sources = sources.iter().filter(|path| has_extension(path, "rs"));
+    let sources: String = sources.map(|path| read(path)).collect();
+    let mut findings = Vec::new();
+    let mut rows = 0;
+    let is_row = |line: &&str| line.starts_with("| ") && !line.starts_with("| ---");
+    for row in tables.lines().filter(is_row) {
+        let (_, tested) = row
+            .trim_end_matches(['|', ' '])
+            .rsplit_once(" | ")
+            .unwrap_or_default();
+        if tested.ends_with("tested by") {
+            continue;
+        }
+        rows += 1;
+        // What stands between backticks; names of modules and files are no names of tests.
+        let names = tested.split('`').skip(1).step_by(2);
+        let names = names.filter_map(|name| name.rsplit("::").next());
+        let is_name = |name: &&str| {
+            name.contains('_') && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        };
+        for name in names.filter(is_name) {
+            if !sources.contains(&format!("fn {name}(")) {
+                findings.push(format!("{name} in {row}"));
+            }
+        }
+        let says_how = tested.contains('`') || tested.contains("unknown") || tested == "as above";
+        if !says_how {
+            findings.push(format!("nothing tests {row}"));
+        }
+    }
+    assert!(rows > 60, "only {rows} rows");
+    assert_none(&findings, "a table that names a test which is not there");
+}
+
+#[test]
 fn ci_runs_the_command_that_the_readme_tells() {
     let ci = read(Path::new(".ci/run"));
     let commands: Vec<_> = ci
