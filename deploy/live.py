@@ -22,14 +22,14 @@ import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# How Grafana fills its variables in: every instance, the interval four scrapes long.
 SCRAPE_SECONDS = 1
-FILLED = {"$__rate_interval": f"{4 * SCRAPE_SECONDS + 1}s", "$__interval": "1s", "$instance": ".*", "$endpoint": ".*", "$kms_type": ".*"}
 BOARDS = {"tsp": "tsp-all-metrics", "tsp-broker": "tsp-broker", "tsp-logdriver": "tsp-logdriver"}
 
 
-def filled(expression):
-    for name, value in FILLED.items():
+def filled(expression, scrape_seconds=SCRAPE_SECONDS):
+    """As Grafana fills its variables in: every instance, the interval four scrapes long."""
+    values = {"$__rate_interval": f"{4 * scrape_seconds + 1}s", "$__interval": "1s", "$instance": ".*", "$endpoint": ".*", "$kms_type": ".*"}
+    for name, value in values.items():
         expression = expression.replace(name, value)
     assert "$" not in expression, expression
     return expression

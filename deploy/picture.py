@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt  # noqa: E402 - after the choice of what draws
 from matplotlib.dates import DateFormatter  # noqa: E402
 from matplotlib.ticker import FuncFormatter  # noqa: E402
 
-from live import HERE, Prometheus, filled  # noqa: E402
+from live import HERE, SCRAPE_SECONDS, Prometheus, filled  # noqa: E402
 
 STEP_SECONDS = 2
 INCH_PER_COLUMN, INCH_PER_ROW = 0.62, 0.27
@@ -53,19 +53,19 @@ def renamed(name, panel):
     return name
 
 
-def series(prometheus, panel, begin, end):
+def series(prometheus, panel, begin, end, scrape):
     for target in panel["targets"]:
-        answer = prometheus.ask("/api/v1/query_range", query=filled(target["expr"]), start=begin, end=end, step=STEP_SECONDS)
+        answer = prometheus.ask("/api/v1/query_range", query=filled(target["expr"], scrape), start=begin, end=end, step=STEP_SECONDS)
         for one in json.loads(answer)["data"]["result"]:
             points = [(float(at), float(value)) for at, value in one["values"]]
             name = renamed(legend(target["legendFormat"], one["metric"]), panel)
             yield name, [datetime.datetime.fromtimestamp(at) for at, _ in points], [value for _, value in points]
 
 
-def draw(prometheus, panel, axes, begin, end):
+def draw(prometheus, panel, axes, begin, end, scrape):
     unit = panel["fieldConfig"]["defaults"]["unit"]
     axes.set_title(panel["title"], loc="left", fontsize=7, fontweight="bold")
-    found = [one for one in series(prometheus, panel, begin, end) if one[1]]
+    found = [one for one in series(prometheus, panel, begin, end, scrape) if one[1]]
     axes.tick_params(labelsize=5, length=2)
     if panel["type"] == "stat":
         value = found[0][2][-1] if found else None
@@ -103,6 +103,7 @@ def main():
     parser.add_argument("--board", default="tsp-all-metrics")
     parser.add_argument("--dpi", type=int, default=90)
     parser.add_argument("--sections", type=int, help="so many from the top (default: all)")
+    parser.add_argument("--scrape", type=int, default=SCRAPE_SECONDS, help="seconds between two scrapes, where somebody else recorded them")
     parser.add_argument("folder", type=Path)
     parser.add_argument("picture", type=Path)
     options = parser.parse_args()
@@ -124,7 +125,7 @@ def main():
                 figure.text(0.01, bottom + 0.2 / rows, panel["title"], fontsize=9, fontweight="bold", color="#555555")
                 continue
             inside = (left + 0.032, bottom + 0.9 / rows, place["w"] / 24 - 0.04, (place["h"] - 2.2) / rows)
-            draw(prometheus, panel, figure.add_axes(inside), begin, end)
+            draw(prometheus, panel, figure.add_axes(inside), begin, end, options.scrape)
         figure.savefig(options.picture, dpi=options.dpi)
     print(options.picture, options.picture.stat().st_size, "bytes")
 

@@ -216,7 +216,7 @@ ALL = dashboard(
         panel("Tenants, KMS configs, secrets", [(f"max by (instance) (tsp_config_{what}{{{I}}})", f"{{{{instance}}}} {what.replace('_', ' ')}") for what in ("tenants", "kms", "secrets", "left_out")]),
         panel("Failed looks", [(rate("tsp_config_refresh_failures_total", "instance"), "{{instance}} configuration"), (rate("tsp_tls_reload_failures_total", "instance"), "{{instance}} certificate"), (rate("tsp_api_keys_reload_failures_total", "instance"), "{{instance}} API keys"), (rate("tsp_service_account_reload_failures_total", "instance"), "{{instance}} account")], unit="ops"),
         panel("New states taken, 1 h", [(f"sum by (instance) (increase(tsp_{what}_reloads_total{{{I}}}[1h]))", f"{{{{instance}}}} {name}") for what, name in (("tls", "certificate"), ("api_keys", "API keys"), ("service_account", "account"))]),
-        panel("Version", [(f"tsp_config_version{{{I}}}", "{{instance}}")], about="Proxies of one service account have the same within a refresh"),
+        panel("Version", [(f"tsp_config_version{{{I}}}", "{{instance}}")], about="The lowest that any shard of a proxy works with; counts from 1 at each start"),
         row("Security events"),
         panel("Events", [(f"sum(rate(tsp_real_time_security_events_total{{{I}}}{RATE}))", "made"), (f"sum(rate(tsp_events_pushed_total{{{I}}}{RATE}))", "pushed"), (f"sum(rate(tsp_real_time_security_event_failures_total{{{I}}}{RATE}))", "lost")], unit="cps"),
         panel("Waiting for a logdriver", [(f"tsp_events_held{{{I}}}", "{{instance}}")]),
