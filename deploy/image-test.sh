@@ -159,7 +159,7 @@ smoke() { # BASE-URL
 port=17700
 for seccomp in default deploy/seccomp/io-uring.json; do
     for io in auto uring; do
-        for user in 65532 12345:23456; do
+        for user in 65532 2:2; do # the second as the existing product's manifest has it
             [ $seccomp != default ] || [ $io != uring ] || continue # there it must be refused, below
             [ $io != uring ] || [ $user = 65532 ] || continue
             say "seccomp $seccomp, TSP_IO=$io, user $user, read-only"
@@ -183,7 +183,7 @@ podman logs tsp-refused 2>&1 | tail -2
 podman rm tsp-refused >/dev/null
 
 if [[ " ${targets[*]} " == *" tsp-broker "* ]]; then
-    say "broker: a made-up vendor on a volume, any user, read-only"
+    say "broker and logdriver: a made-up vendor on a volume, any user, read-only"
     mkdir -p "$WORK/data" && chown 12345:12345 "$WORK/data"
     start broker-under-test --user 12345:12345 --volume "$WORK/data:/data" --env BROKER_LISTEN=127.0.0.1:17690 --env BROKER_SETUP_TOKEN=made-up-token tsp-broker:test
     for ((try = 0; try < TRIES; try++)); do podman exec broker-under-test /usr/local/bin/tsp-broker health >/dev/null 2>&1 && break; sleep 0.1; done
@@ -191,8 +191,24 @@ if [[ " ${targets[*]} " == *" tsp-broker "* ]]; then
     start tsp-of-broker --env-file "$WORK/data/proxy.env" --env API_KEY=$API_KEY --env TSP_ALLOW_LOCAL_KMS=true --env TSP_HTTP_BIND_ADDRESS=127.0.0.1:17691 \
         --env TSP_HEALTH_BIND_ADDRESS=127.0.0.1:17692 --env TSP_EVENT_BIND_ADDRESS=127.0.0.1:17693 tsp:test
     ready tsp-of-broker 127.0.0.1:17692
+    if [[ " ${targets[*]} " == *" tsp-logdriver "* ]]; then
+        mkdir -p "$WORK/events" && chown 12345:12345 "$WORK/events"
+        start logdriver-under-test --user 12345:12345 --volume "$WORK/events:/logdriver" --env-file "$WORK/data/logdriver.env" \
+            --env LOGDRIVER_EVENT_PRODUCER_URL=tcp://127.0.0.1:17693 --env LOGDRIVER_HEALTH_BIND_ADDRESS=127.0.0.1:17694 tsp-logdriver:test
+        for ((try = 0; try < TRIES; try++)); do podman exec logdriver-under-test /usr/local/bin/tsp-logdriver health >/dev/null 2>&1 && break; sleep 0.1; done
+    fi
     smoke http://127.0.0.1:17691
     stop tsp-of-broker
+    if [[ " ${targets[*]} " == *" tsp-logdriver "* ]]; then
+        for ((try = 0; try < TRIES; try++)); do
+            events=$(podman logs logdriver-under-test 2>/dev/null | grep -c '"iclFields"' || true)
+            [ "$events" -lt 10 ] || break
+            sleep 0.1
+        done
+        [ "$events" -ge 10 ] || { podman logs logdriver-under-test | tail -5; echo "only $events events came out of the logdriver"; exit 1; }
+        stop logdriver-under-test
+        echo "   $events events came out of the logdriver"
+    fi
     stop broker-under-test
 fi
 say "ok"
