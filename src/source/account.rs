@@ -16,10 +16,7 @@ use tsp_wire::{
 };
 use zeroize::Zeroizing;
 
-use super::{
-    Ask, Polled,
-    file::{Digest, Reading, Stamp, Watch, read},
-};
+use super::{Ask, Polled, file::Watch};
 use crate::config::{CREDENTIAL_BYTES_MAX, NotUnicode, Problem, Strings};
 
 /// The variable that names the file.
@@ -177,31 +174,15 @@ impl AccountSource {
     /// Looks at the file, and reads it if it has changed or `ask` says so.
     pub(crate) fn poll(&mut self, ask: Ask, now: SystemTime) -> Polled<EnvFile> {
         let path = &self.path;
-        self.watch.poll(ask, now, || {
-            let mut digest = Digest::default();
-            let read = read(path, CREDENTIAL_BYTES_MAX);
-            let stamp = match &read {
-                Ok((stamp, text)) => {
-                    digest.add(text.as_bytes());
-                    Some(*stamp)
-                }
+        let when = (ask, now);
+        self.watch
+            .poll_file(path, CREDENTIAL_BYTES_MAX, when, |text| match text {
+                Ok(text) => EnvFile::parse(path, &text),
                 Err(why) => {
-                    digest.add(why.as_bytes());
-                    Stamp::of(path)
+                    let why = format!("{} {why}", path.display());
+                    Err(vec![Problem::new(FILE, why)])
                 }
-            };
-            Reading {
-                stamps: vec![(path.clone(), stamp)],
-                digest: digest.finish(),
-                state: move || match read {
-                    Ok((_, text)) => EnvFile::parse(path, &text),
-                    Err(why) => Err(vec![Problem::new(
-                        FILE,
-                        format!("{} {why}", path.display()),
-                    )]),
-                },
-            }
-        })
+            })
     }
 }
 

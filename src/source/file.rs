@@ -36,8 +36,9 @@ use std::{
 };
 
 use tsp_wire::snapshot::TenantSecretDoc;
+use zeroize::Zeroizing;
 
-pub(super) use self::read::read;
+pub(super) use self::read::{read, read_noted};
 use super::{Ask, Loaded, Polled};
 use crate::{
     config::{Environment, Problem, Strings},
@@ -283,6 +284,25 @@ impl Watch {
                 Polled::Failed(problems)
             }
         }
+    }
+
+    /// Likewise of the one file at `path`, of so many bytes at most. `state` gets its text, or why it cannot be read.
+    pub(super) fn poll_file<T>(
+        &mut self,
+        path: &Path,
+        bytes_max: u64,
+        (ask, now): (Ask, SystemTime),
+        state: impl FnOnce(Result<Zeroizing<String>, String>) -> Result<T, Vec<Problem>>,
+    ) -> Polled<T> {
+        self.poll(ask, now, || {
+            let (mut digest, mut stamps) = (Digest::default(), Vec::new());
+            let text = read_noted(path, bytes_max, &mut digest, &mut stamps);
+            Reading {
+                stamps,
+                digest: digest.finish(),
+                state: || state(text),
+            }
+        })
     }
 }
 

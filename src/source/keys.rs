@@ -23,10 +23,7 @@ use toml::{Table, Value};
 use tsp_shards::{ApiKeys, HashedKey, KeyScope, KeyUses};
 use tsp_wire::{ApiKey, TenantId};
 
-use super::{
-    Ask, Polled,
-    file::{Digest, Reading, Stamp, Watch, read},
-};
+use super::{Ask, Polled, file::Watch};
 use crate::config::{PROBLEMS_MAX, Problem};
 
 /// Largest file of API keys, in bytes.
@@ -120,7 +117,12 @@ impl KeysSource {
     pub(crate) fn poll(&mut self, ask: Ask, now: SystemTime) -> Polled<Keys> {
         let polled = match &mut self.file {
             None => Polled::Same,
-            Some((path, watch)) => watch.poll(ask, now, || load(path)),
+            Some((path, watch)) => {
+                watch.poll_file(path, FILE_BYTES_MAX, (ask, now), |text| match text {
+                    Ok(text) => parse(path, &text),
+                    Err(why) => Err(vec![Problem::new(path.display().to_string(), why)]),
+                })
+            }
         };
         match polled {
             Polled::New(listed) if listed.is_empty() && self.first.is_none() => {
@@ -171,29 +173,6 @@ impl KeysSource {
             api_keys: Arc::new(ApiKeys::of(self.first.clone(), second, hashed)),
             uses: self.uses.clone().into_iter().collect(),
         }
-    }
-}
-
-fn load(path: &Path) -> Reading<impl FnOnce() -> Result<Vec<Listed>, Vec<Problem>>> {
-    let mut digest = Digest::default();
-    let read = read(path, FILE_BYTES_MAX);
-    let stamp = match &read {
-        Ok((stamp, text)) => {
-            digest.add(text.as_bytes());
-            Some(*stamp)
-        }
-        Err(why) => {
-            digest.add(why.as_bytes());
-            Stamp::of(path)
-        }
-    };
-    Reading {
-        stamps: vec![(path.to_owned(), stamp)],
-        digest: digest.finish(),
-        state: move || match read {
-            Ok((_, text)) => parse(path, &text),
-            Err(why) => Err(vec![Problem::new(path.display().to_string(), why)]),
-        },
     }
 }
 

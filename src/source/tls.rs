@@ -3,10 +3,11 @@
 use std::{path::PathBuf, time::SystemTime};
 
 use tsp_rt::tls::{ClientCertificates, ServerTls, Tickets};
+use zeroize::Zeroizing;
 
 use super::{
     Ask, Polled,
-    file::{Digest, Reading, Stamp, Watch, read},
+    file::{Digest, Reading, Watch, read_noted},
 };
 use crate::config::{CA_BYTES_MAX, CREDENTIAL_BYTES_MAX, Problem};
 
@@ -69,20 +70,11 @@ fn load(
     let mut stamps = Vec::new();
     let mut problems = Vec::new();
     let mut text = |name: &str, path: &PathBuf, bytes_max| {
-        let text = read(path, bytes_max);
-        let stamp = match &text {
-            Ok((stamp, text)) => {
-                digest.add(text.as_bytes());
-                Some(*stamp)
-            }
-            Err(why) => {
-                digest.add(why.as_bytes());
-                problems.push(Problem::new(name, format!("{} {why}", path.display())));
-                Stamp::of(path)
-            }
-        };
-        stamps.push((path.clone(), stamp));
-        text.map(|(_, text)| text).unwrap_or_default()
+        let text = read_noted(path, bytes_max, &mut digest, &mut stamps);
+        text.unwrap_or_else(|why| {
+            problems.push(Problem::new(name, format!("{} {why}", path.display())));
+            Zeroizing::default()
+        })
     };
     let chain = text("TSP_TLS_CERTIFICATE", &files.certificate, CA_BYTES_MAX);
     let key = text("TSP_TLS_KEY", &files.key, CREDENTIAL_BYTES_MAX);

@@ -37,13 +37,13 @@ impl<'a, S: Strings> Files<'a, S> {
 
     /// The configuration file's text.
     pub(super) fn config(&mut self) -> Result<Zeroizing<String>, String> {
-        self.read(self.path.to_owned(), CONFIG_BYTES_MAX)
+        self.read(self.path, CONFIG_BYTES_MAX)
     }
 
     /// The one credential in the file at `path`, without the white space around it.
     pub(super) fn credential(&mut self, path: &str) -> Result<Zeroizing<String>, String> {
         let path = self.beside(path);
-        let text = self.read(path.clone(), CREDENTIAL_BYTES_MAX);
+        let text = self.read(&path, CREDENTIAL_BYTES_MAX);
         let text = text.map_err(|why| format!("{} {why}", path.display()))?;
         let trimmed = text.trim();
         if trimmed.is_empty() {
@@ -55,7 +55,7 @@ impl<'a, S: Strings> Files<'a, S> {
     /// The certificates in the file at `path`.
     pub(super) fn certificates(&mut self, path: &str) -> Result<String, String> {
         let path = self.beside(path);
-        let text = self.read(path.clone(), CA_BYTES_MAX);
+        let text = self.read(&path, CA_BYTES_MAX);
         text.map(|text| text.to_string())
             .map_err(|why| format!("{} {why}", path.display()))
     }
@@ -87,17 +87,32 @@ impl<'a, S: Strings> Files<'a, S> {
         self.path.parent().unwrap_or(Path::new("")).join(path)
     }
 
-    fn read(&mut self, path: PathBuf, bytes_max: u64) -> Result<Zeroizing<String>, String> {
-        let read = read(&path, bytes_max);
+    fn read(&mut self, path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, String> {
         self.digest.add(path.as_os_str().as_encoded_bytes());
-        self.digest
-            .add(read.as_ref().map_or(b"", |(_, text)| text.as_bytes()));
-        let stamp = read
-            .as_ref()
-            .map_or_else(|_| Stamp::of(&path), |(stamp, _)| Some(*stamp));
-        self.stamps.push((path, stamp));
-        read.map(|(_, text)| text)
+        read_noted(path, bytes_max, &mut self.digest, &mut self.stamps)
     }
+}
+
+/// The text of a file. What tells that it has changed goes to `digest` and `stamps`.
+pub(in crate::source) fn read_noted(
+    path: &Path,
+    bytes_max: u64,
+    digest: &mut Digest,
+    stamps: &mut Vec<(PathBuf, Option<Stamp>)>,
+) -> Result<Zeroizing<String>, String> {
+    let read = read(path, bytes_max);
+    let stamp = match &read {
+        Ok((stamp, text)) => {
+            digest.add(text.as_bytes());
+            Some(*stamp)
+        }
+        Err(why) => {
+            digest.add(why.as_bytes());
+            Stamp::of(path)
+        }
+    };
+    stamps.push((path.to_owned(), stamp));
+    read.map(|(_, text)| text)
 }
 
 /// The stamp from before reading, so that a change during it is noticed later, and the text.
