@@ -2,7 +2,7 @@
 //! that logdrivers connect to.
 //!
 //! A message is the version byte and one event, or several with a line feed between them. Every message costs some
-//! 25 µs of CPU (nng hands it from thread to thread), so when many events wait they travel together; few travel alone.
+//! 25 µs of CPU (nng hands it from thread to thread), so what waits at one time travels together.
 //!
 //! What must stay true: the thread never waits on the queue. A thread asleep on a channel must be woken by the sender,
 //! which costs the shard 3 µs per event; so this one drains what is there, then sleeps on its own clock. At most
@@ -37,18 +37,15 @@ use prometheus::{IntCounter, IntGauge};
 use self::kept::Keeper;
 use crate::config::EventSettings;
 
-/// Up to this many waiting events go out in messages of their own, so that several logdrivers share a trickle evenly.
-const ALONE_UP_TO: usize = 8;
-
 /// Most events in one message, and the size in bytes beyond which no further event is added to one. Enough to make a
 /// message's own cost disappear, little enough that a lost message is a small loss.
 const MESSAGE_EVENTS_MAX: usize = 64;
 const MESSAGE_BYTES_FULL: usize = 64 * 1024;
 
 /// How long the thread sleeps when the queue is empty: first, and at most. It doubles while nothing comes. The first is
-/// short against any consumer's delay, the last costs nothing and is short enough for a queue of the default size at
-/// 100,000 events per second.
-const IDLE_FIRST: Duration = Duration::from_millis(2);
+/// short against any consumer's delay, and long enough that at a thousand events per second several share a message; the last
+/// costs nothing and is short enough for a queue of the default size at 100,000 events per second.
+const IDLE_FIRST: Duration = Duration::from_millis(5);
 const IDLE_MAX: Duration = Duration::from_millis(64);
 
 /// How long to wait for the socket before looking at the queue again. The socket wakes the thread by itself.
@@ -259,13 +256,11 @@ impl Pusher {
         }
     }
 
-    /// One event if few wait, many if many do; and how many.
+    /// What waits, as far as it fits into one message, and how many events that are.
     fn next_message(&mut self) -> Option<(Message, usize)> {
-        let pack = self.held.len() > ALONE_UP_TO;
-        let first = self.held.pop_front()?;
-        let mut bytes = first;
+        let mut bytes = self.held.pop_front()?;
         let mut events = 1;
-        while pack && events < MESSAGE_EVENTS_MAX && bytes.len() < MESSAGE_BYTES_FULL {
+        while events < MESSAGE_EVENTS_MAX && bytes.len() < MESSAGE_BYTES_FULL {
             // All frames are of one version, so the message's first byte speaks for all.
             let Some(frame) = self.held.pop_front() else {
                 break;

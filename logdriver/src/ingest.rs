@@ -7,6 +7,8 @@
 //!
 //! What must stay true: while the store takes nothing, nothing is pulled, and the proxies apply their own rule.
 
+mod numbers;
+
 use std::{
     collections::HashMap,
     ffi::CString,
@@ -25,8 +27,9 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tsp_wire::event::{FRAME_VERSION, TSP_EVENTS_LOST, Take, Taken};
+use tsp_wire::event::{FRAME_VERSION, Take, Taken};
 
+use self::numbers::{Heard, Number, Numbers, Word};
 use crate::{
     clock,
     metrics::Metrics,
@@ -52,9 +55,6 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// Pause after a proxy did not answer, or said what cannot be read.
 const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
-
-/// Shards of proxies whose numbers are followed. Each start of a proxy brings as many as it has shards.
-const COUNTED_MAX: usize = 4096;
 
 /// Where events come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,11 +102,8 @@ struct Shared {
     inflight: Arc<Semaphore>,
     /// `LOGDRIVER_CHANNEL_TIMEOUT`.
     patience: Duration,
-    numbers: mpsc::UnboundedSender<Numbers>,
+    numbers: mpsc::UnboundedSender<Heard>,
 }
-
-/// Numbers of events, in the order in which they came by one connection.
-type Numbers = Vec<(u64, u16, u64)>;
 
 /// Takes events until `stop` says so, and everything taken is with the store.
 pub async fn run(
@@ -130,9 +127,9 @@ pub async fn run(
     }
     drop(shared);
     let count = async {
-        let mut next = HashMap::new();
-        while let Some(numbers) = seen.recv().await {
-            metrics.missing.inc_by(missing(&mut next, &numbers));
+        let mut numbers = Numbers::new(metrics);
+        while let Some(heard) = seen.recv().await {
+            numbers.hear(&heard);
         }
     };
     let all = async { while tasks.join_next().await.is_some() {} };
@@ -176,6 +173,8 @@ async fn follow(producer: Producer, shared: Arc<Shared>, mut stop: watch::Receiv
             if !stays {
                 tracing::info!(%address, producer = producer.authority, "is gone");
                 cut.send_replace(true);
+                // Who counts ends after all who send, here and below.
+                let _ = shared.numbers.send(Heard::Gone(*address));
             }
             stays
         });
@@ -212,7 +211,7 @@ async fn pull(address: SocketAddr, shared: &Shared, mut cut: watch::Receiver<boo
         match message {
             Ok(message) => {
                 let append = read(message.as_slice());
-                if shared.store(append, message.len()).await.is_err() {
+                if shared.store(append, message.len(), address).await.is_err() {
                     return;
                 }
             }
@@ -307,7 +306,7 @@ async fn take(address: SocketAddr, shared: &Shared, mut cut: watch::Receiver<boo
             done: Some(done),
             ..read_lines(lines)
         };
-        if shared.store(append, lines.len()).await.is_err() || on_disk.await.is_err() {
+        if shared.store(append, lines.len(), address).await.is_err() || on_disk.await.is_err() {
             return;
         }
         stored = batch;
@@ -322,24 +321,43 @@ fn trouble(address: SocketAddr, troubled: &mut bool, why: &str) {
 }
 
 impl Shared {
-    /// Hands a message on, when there is room for it.
-    async fn store(&self, mut append: Append, bytes: usize) -> Result<(), crate::store::Gone> {
+    /// Hands a message that came `from` a proxy on, when there is room for it.
+    async fn store(
+        &self,
+        mut append: Append,
+        bytes: usize,
+        from: SocketAddr,
+    ) -> Result<(), crate::store::Gone> {
         let metrics = &self.metrics;
-        let events = append.events.len() + append.strange.len();
-        metrics
-            .received
-            .inc_by(u64::try_from(events).unwrap_or(u64::MAX));
         let mut numbers = Vec::with_capacity(append.events.len());
-        for event in &append.events {
+        append.events.retain(|event| {
+            let word = Word::of(event);
+            if let Some(Word::Lost(count)) = word {
+                metrics.lost.inc_by(count);
+            }
+            let ended = word == Some(Word::Ended);
             if let Some(number) = &event.sequence
                 && let Ok(instance) = u64::from_str_radix(&number.instance, 16)
             {
-                numbers.push((instance, number.shard, number.number));
+                let (shard, number) = (number.shard, number.number);
+                numbers.push(Number {
+                    instance,
+                    shard,
+                    number,
+                    ended,
+                });
             }
-            metrics.lost.inc_by(lost(event));
+            // That a shard has ended is meant for us, and nobody's event.
+            !ended
+        });
+        let _ = self.numbers.send(Heard::Numbers(from, numbers));
+        let events = append.events.len() + append.strange.len();
+        if events == 0 && append.batch.is_none() {
+            return Ok(());
         }
-        // Who counts ends after all who send.
-        let _ = self.numbers.send(numbers);
+        metrics
+            .received
+            .inc_by(u64::try_from(events).unwrap_or(u64::MAX));
         let room = u32::try_from(bytes.min(INFLIGHT_BYTES_MAX)).unwrap_or(u32::MAX);
         let handing = async {
             let inflight = Arc::clone(&self.inflight);
@@ -385,48 +403,6 @@ fn read_lines(lines: &[u8]) -> Append {
     append
 }
 
-/// How many events a proxy says it dropped.
-fn lost(event: &Incoming) -> u64 {
-    #[derive(serde::Deserialize)]
-    struct Event {
-        #[serde(rename = "iclFields")]
-        fields: Fields,
-    }
-    #[derive(serde::Deserialize)]
-    struct Fields {
-        event: String,
-        #[serde(default = "one")]
-        count: u64,
-    }
-    const fn one() -> u64 {
-        1
-    }
-    let name = TSP_EVENTS_LOST.as_bytes();
-    if !event.json.windows(name.len()).any(|at| at == name) {
-        return 0;
-    }
-    match serde_json::from_slice::<Event>(&event.json) {
-        Ok(Event { fields }) if fields.event == TSP_EVENTS_LOST => fields.count,
-        _ => 0,
-    }
-}
-
-/// How many numbers are left out, going by what came last of each shard.
-fn missing(next: &mut HashMap<(u64, u16), u64>, numbers: &[(u64, u16, u64)]) -> u64 {
-    let mut missing = 0_u64;
-    for (instance, shard, number) in numbers {
-        if next.len() >= COUNTED_MAX && !next.contains_key(&(*instance, *shard)) {
-            next.clear();
-        }
-        let after = number.saturating_add(1);
-        let expected = next.entry((*instance, *shard)).or_insert(*number);
-        missing = missing.saturating_add(number.saturating_sub(*expected));
-        // What comes late was counted as missing.
-        *expected = after.max(*expected);
-    }
-    missing
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -449,15 +425,6 @@ mod tests {
         ] {
             assert!(Producer::list(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn gaps_are_counted_by_shard() {
-        let mut next = HashMap::new();
-        assert_eq!(missing(&mut next, &[(1, 0, 7), (1, 0, 8), (1, 1, 0)]), 0);
-        assert_eq!(missing(&mut next, &[(1, 0, 11), (1, 1, 1), (2, 0, 5)]), 2);
-        // Late, and then on from where it was.
-        assert_eq!(missing(&mut next, &[(1, 0, 9), (1, 0, 12)]), 0);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct Metrics {
     pub missing: IntCounter,
     /// Events that a proxy says it dropped.
     pub lost: IntCounter,
+    /// Processes of proxies that ended without a word.
+    pub proxies_died: IntCounter,
     /// Events in blocks that were damaged on disk.
     pub corrupt: IntCounter,
     /// Events that a sink took.
@@ -123,6 +125,10 @@ impl Metrics {
             lost: counter(
                 "logdriver_proxy_events_lost_total",
                 "Events that proxies report to have dropped.",
+            )?,
+            proxies_died: counter(
+                "logdriver_proxies_died_total",
+                "Processes of proxies that ended without saying so; what they held is lost.",
             )?,
             corrupt: counter(
                 "logdriver_events_corrupt_total",

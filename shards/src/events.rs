@@ -1,11 +1,16 @@
 //! What an operation reports, and its hand-over to the event thread.
 //!
-//! Every event takes the next number of its shard's sequence, also one that is dropped: a loss shows as a gap. Nothing
-//! is built for an event that will be dropped. A full queue costs a request at most the configured wait, once, however
-//! many events it has.
+//! Every event takes the next number of its shard's sequence when it gets its place in the queue, or is dropped: a loss shows
+//! as a gap, and what is queued is in order. Nothing is built for an event that will be dropped. A full queue costs a request at
+//! most the configured wait, once, however many events it has.
+//!
+//! What was dropped is counted by tenant ([`losses`]), and told by an event as soon as there is room: before anything that waits
+//! for room, and otherwise by the shard's sweep. So it costs nothing while nothing is dropped.
+
+mod losses;
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant, UNIX_EPOCH},
@@ -15,10 +20,14 @@ use crossbeam_channel::{Sender, TrySendError};
 use tsp_rt::Rt;
 use tsp_wire::{
     KmsConfigId, RayId, TenantId,
-    api::Metadata,
-    event::{EventSource, FRAME_VERSION, SecurityEvent, Sequence},
+    api::{CustomFields, Metadata},
+    event::{
+        EventSource, FIRST_LOST_AT, FRAME_VERSION, LAST_LOST_AT, SecurityEvent, Sequence,
+        TSP_EVENTS_ENDED, TSP_EVENTS_LOST, TSP_REQUESTING_ID, push_timestamp,
+    },
 };
 
+use self::losses::{Loss, Losses};
 use crate::{
     limits::{EVENT_QUEUE_LOOK_INTERVAL, WARNING_INTERVAL},
     metrics::ShardMetrics,
@@ -47,6 +56,10 @@ pub(crate) struct Events<R> {
     shard: u16,
     number: Cell<u64>,
     warned: Cell<Option<Instant>>,
+    /// What was dropped and not yet told.
+    losses: RefCell<Losses>,
+    /// Whether there was no room for telling it: then it goes before what waits for room.
+    overdue: Cell<bool>,
     metrics: Arc<ShardMetrics>,
 }
 
@@ -58,6 +71,32 @@ pub(crate) struct Reporter<'a, 'm, R> {
     ray_id: RayId,
     /// When this request stops waiting for room; set at its first wait.
     patience_ends: Cell<Option<Instant>>,
+}
+
+/// What happened, for one event.
+#[derive(Clone, Copy, Debug)]
+struct What<'a> {
+    tenant_id: &'a str,
+    event: &'a str,
+    timestamp_ms: i64,
+    source: EventSource,
+    count: u64,
+}
+
+/// An event that waits for room. It is lost when this is dropped: at the end of the request's patience, or of the request.
+#[derive(Debug)]
+struct Unsent<'a, R: Rt> {
+    events: &'a Events<R>,
+    what: &'a What<'a>,
+    sent: bool,
+}
+
+impl<R: Rt> Drop for Unsent<'_, R> {
+    fn drop(&mut self) {
+        if !self.sent {
+            self.events.lose(self.what.tenant_id);
+        }
+    }
 }
 
 /// The event found no room in time.
@@ -72,14 +111,15 @@ impl<R: Rt> Events<R> {
         shard: u16,
         metrics: Arc<ShardMetrics>,
     ) -> Self {
-        let (number, warned) = (Cell::new(0), Cell::new(None));
         Self {
             rt,
             config,
             instance,
             shard,
-            number,
-            warned,
+            number: Cell::new(0),
+            warned: Cell::new(None),
+            losses: RefCell::default(),
+            overdue: Cell::new(false),
             metrics,
         }
     }
@@ -96,6 +136,143 @@ impl<R: Rt> Events<R> {
             ray_id,
             patience_ends: Cell::new(None),
         }
+    }
+
+    /// Tells what was dropped, as far as there is room. To be called now and then.
+    pub(crate) fn tell_losses(&self) {
+        let Some(config) = &self.config else { return };
+        let mut losses = self.losses.borrow_mut();
+        while let Some((tenant_id, loss)) = losses.next() {
+            let offered = self.offer(&config.queue, |sequence| {
+                self.loss_frame(tenant_id, loss, sequence)
+            });
+            if offered.is_err() {
+                break;
+            }
+            losses.told();
+        }
+        self.overdue.set(!losses.is_empty());
+    }
+
+    /// Says the last that is to be said: what was dropped, and that nothing else is missing. It waits for room no longer than a
+    /// request does.
+    pub(crate) async fn end(&self) {
+        let Some(config) = &self.config else { return };
+        let ends = self.rt.now() + config.send_timeout;
+        loop {
+            self.tell_losses();
+            let told = !self.overdue.get();
+            if told && self.offer(&config.queue, |at| self.end_frame(at)).is_ok() {
+                return;
+            }
+            let now = self.rt.now();
+            if now >= ends {
+                break;
+            }
+            let pause = EVENT_QUEUE_LOOK_INTERVAL.min(ends - now);
+            self.rt.sleep(pause).await;
+        }
+        let events = self.losses.borrow().count();
+        tracing::warn!(
+            shard = self.shard,
+            events,
+            "the last word on security events found no room; so many were dropped and no event tells of them"
+        );
+    }
+
+    /// Gives the queue the frame that `write` makes, under the next number, which is returned. Nothing is made when there is no
+    /// room.
+    fn offer(
+        &self,
+        queue: &Sender<Vec<u8>>,
+        write: impl FnOnce(Sequence) -> Vec<u8>,
+    ) -> Result<u64, TrySendError<()>> {
+        if queue.is_full() {
+            return Err(TrySendError::Full(()));
+        }
+        let sequence = self.next();
+        queue.try_send(write(sequence)).map_err(|why| match why {
+            // Another shard took the last place.
+            TrySendError::Full(_) => TrySendError::Full(()),
+            TrySendError::Disconnected(_) => TrySendError::Disconnected(()),
+        })?;
+        self.number.set(sequence.number.wrapping_add(1));
+        self.metrics.event_queued();
+        Ok(sequence.number)
+    }
+
+    fn next(&self) -> Sequence {
+        Sequence {
+            instance: self.instance,
+            shard: self.shard,
+            number: self.number.get(),
+        }
+    }
+
+    /// An event of `tenant_id` is dropped, and its number with it.
+    fn lose(&self, tenant_id: &str) {
+        self.number.set(self.number.get().wrapping_add(1));
+        self.metrics.event_failed();
+        self.losses.borrow_mut().add(tenant_id, self.now_ms());
+        self.warn_of_loss();
+    }
+
+    fn loss_frame(&self, tenant_id: &str, loss: Loss, sequence: Sequence) -> Vec<u8> {
+        let time = |at_ms| {
+            let mut text = Vec::new();
+            push_timestamp(&mut text, at_ms);
+            String::from_utf8(text).unwrap_or_default().into()
+        };
+        let times = [
+            (FIRST_LOST_AT, time(loss.first_ms)),
+            (LAST_LOST_AT, time(loss.last_ms)),
+        ];
+        let what = What {
+            tenant_id,
+            event: TSP_EVENTS_LOST,
+            timestamp_ms: loss.last_ms,
+            source: EventSource::Tsp,
+            count: loss.count,
+        };
+        self.own_frame(what, times.into(), sequence)
+    }
+
+    fn end_frame(&self, sequence: Sequence) -> Vec<u8> {
+        let what = What {
+            tenant_id: "",
+            event: TSP_EVENTS_ENDED,
+            timestamp_ms: self.now_ms(),
+            source: EventSource::Tsp,
+            count: 1,
+        };
+        self.own_frame(what, CustomFields::new(), sequence)
+    }
+
+    /// An event that no request asked for.
+    fn own_frame<'a>(
+        &self,
+        what: What<'a>,
+        custom_fields: CustomFields<'a>,
+        sequence: Sequence,
+    ) -> Vec<u8> {
+        let metadata = Metadata {
+            tenant_id: what.tenant_id,
+            requesting_id: TSP_REQUESTING_ID,
+            data_label: None,
+            source_ip: None,
+            object_id: None,
+            request_id: None,
+            custom_fields,
+        };
+        let mut random = [0; 12];
+        self.rt.random(&mut random);
+        frame(&what, &metadata, RayId::from_random(random), sequence)
+    }
+
+    fn now_ms(&self) -> i64 {
+        let now = self.rt.wall_now();
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
     }
 
     fn warn_of_loss(&self) {
@@ -164,18 +341,25 @@ impl<R: Rt> Reporter<'_, '_, R> {
         event: &str,
         timestamp_ms: Option<i64>,
     ) -> Result<(), NoRoom> {
-        let timestamp_ms = timestamp_ms.unwrap_or_else(|| self.now_ms());
-        let tenant_id = self.metadata.tenant_id;
-        let ray_id = self.ray_id;
+        let what = What {
+            tenant_id: self.metadata.tenant_id,
+            event,
+            timestamp_ms: timestamp_ms.unwrap_or_else(|| self.events.now_ms()),
+            source: EventSource::App,
+            count: 1,
+        };
+        let (tenant_id, ray_id) = (what.tenant_id, self.ray_id);
         tracing::info!(target: "tsp::ops", tenant_id, %ray_id, "Security Event Received");
+        let sent = self.send(&what).await;
         if tracing::enabled!(target: "tsp::ops", tracing::Level::INFO) {
-            let (source, number) = (EventSource::App, self.events.number.get());
-            let frame = self.frame(tenant_id, event, timestamp_ms, source, 1, number);
+            let mut sequence = self.events.next();
+            // Of an event that was lost just now, the number is the one before the next.
+            sequence.number = *sent.as_ref().unwrap_or(&sequence.number.wrapping_sub(1));
+            let frame = frame(&what, self.metadata, ray_id, sequence);
             let json = String::from_utf8_lossy(frame.get(1..).unwrap_or_default());
             tracing::info!(target: "tsp::ops", tenant_id, %ray_id, "{json}");
         }
-        self.send(tenant_id, event, timestamp_ms, EventSource::App, 1)
-            .await
+        sent.map(|_| ())
     }
 
     /// Sends an event that nobody asked for: losing it fails the request only where events are required.
@@ -189,79 +373,42 @@ impl<R: Rt> Reporter<'_, '_, R> {
         let Some(config) = &self.events.config else {
             return Ok(());
         };
-        let sent = self
-            .send(tenant_id, event, self.now_ms(), source, count)
-            .await;
-        if config.required { sent } else { Ok(()) }
-    }
-
-    fn now_ms(&self) -> i64 {
-        let now = self
-            .events
-            .rt
-            .wall_now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
-    }
-
-    fn frame(
-        &self,
-        tenant_id: &str,
-        event: &str,
-        timestamp_ms: i64,
-        source: EventSource,
-        count: u64,
-        number: u64,
-    ) -> Vec<u8> {
-        let (instance, shard) = (self.events.instance, self.events.shard);
-        let mut frame = Vec::with_capacity(FRAME_BYTES_TYPICAL);
-        frame.push(FRAME_VERSION);
-        SecurityEvent {
+        let what = What {
             tenant_id,
-            timestamp_ms,
             event,
-            metadata: self.metadata,
-            ray_id: self.ray_id,
+            timestamp_ms: self.events.now_ms(),
             source,
             count,
-            sequence: Sequence {
-                instance,
-                shard,
-                number,
-            },
+        };
+        match self.send(&what).await {
+            Err(no_room) if config.required => Err(no_room),
+            Ok(_) | Err(_) => Ok(()),
         }
-        .write_json(&mut frame);
-        frame
     }
 
-    async fn send(
-        &self,
-        tenant_id: &str,
-        event: &str,
-        timestamp_ms: i64,
-        source: EventSource,
-        count: u64,
-    ) -> Result<(), NoRoom> {
-        let events = &self.events;
-        let Some(config) = &events.config else {
-            return Ok(());
+    /// Hands an event over; its number comes back.
+    async fn send(&self, what: &What<'_>) -> Result<u64, NoRoom> {
+        let Some(config) = &self.events.config else {
+            return Ok(self.events.number.get());
         };
-        let number = events.number.get();
-        events.number.set(number.wrapping_add(1));
+        let offered = self.events.offer(&config.queue, |sequence| {
+            frame(what, self.metadata, self.ray_id, sequence)
+        });
+        match offered {
+            Ok(number) => Ok(number),
+            Err(_) => self.send_late(config, what).await,
+        }
+    }
+
+    /// Likewise, when there was no room: waits for it as long as the request's patience lasts.
+    async fn send_late(&self, config: &EventsConfig, what: &What<'_>) -> Result<u64, NoRoom> {
+        let events = &*self.events;
+        let mut unsent = Unsent {
+            events,
+            what,
+            sent: false,
+        };
         loop {
-            if !config.queue.is_full() {
-                let frame = self.frame(tenant_id, event, timestamp_ms, source, count, number);
-                match config.queue.try_send(frame) {
-                    Ok(()) => {
-                        events.metrics.event_queued();
-                        return Ok(());
-                    }
-                    Err(TrySendError::Disconnected(_)) => break,
-                    // Another shard took the last place.
-                    Err(TrySendError::Full(_)) => {}
-                }
-            }
             let now = events.rt.now();
             let ends = self
                 .patience_ends
@@ -269,15 +416,42 @@ impl<R: Rt> Reporter<'_, '_, R> {
                 .unwrap_or(now + config.send_timeout);
             self.patience_ends.set(Some(ends));
             if now >= ends {
-                break;
+                return Err(NoRoom);
             }
-            events
-                .rt
-                .sleep(EVENT_QUEUE_LOOK_INTERVAL.min(ends - now))
-                .await;
+            let pause = EVENT_QUEUE_LOOK_INTERVAL.min(ends - now);
+            events.rt.sleep(pause).await;
+            if events.overdue.get() {
+                events.tell_losses();
+            }
+            let offered = events.offer(&config.queue, |sequence| {
+                frame(what, self.metadata, self.ray_id, sequence)
+            });
+            match offered {
+                Ok(number) => {
+                    unsent.sent = true;
+                    return Ok(number);
+                }
+                Err(TrySendError::Disconnected(())) => return Err(NoRoom),
+                Err(TrySendError::Full(())) => {}
+            }
         }
-        events.metrics.event_failed();
-        events.warn_of_loss();
-        Err(NoRoom)
     }
+}
+
+/// One event as it travels.
+fn frame(what: &What<'_>, metadata: &Metadata<'_>, ray_id: RayId, sequence: Sequence) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(FRAME_BYTES_TYPICAL);
+    frame.push(FRAME_VERSION);
+    SecurityEvent {
+        tenant_id: what.tenant_id,
+        timestamp_ms: what.timestamp_ms,
+        event: what.event,
+        metadata,
+        ray_id,
+        source: what.source,
+        count: what.count,
+        sequence,
+    }
+    .write_json(&mut frame);
+    frame
 }

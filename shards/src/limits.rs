@@ -124,6 +124,10 @@ pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 /// Pause between looks at a full event queue: well below the default longest wait of 25 ms.
 pub(crate) const EVENT_QUEUE_LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
+/// Tenants whose dropped events one shard counts apart until it can tell of them. With the longest of names 350 KiB; all further
+/// tenants share one count.
+pub(crate) const LOST_EVENTS_TENANTS_MAX: usize = 1024;
+
 /// Least time between two warnings of one kind.
 pub(crate) const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 

@@ -395,6 +395,7 @@ impl Shard {
                 break;
             }
         }
+        core.events.end().await;
     }
 }
 
@@ -409,6 +410,7 @@ async fn sweep<R: Rt>(core: std::rc::Weak<Core<R>>) {
     while let Some(core) = core.upgrade() {
         core.connections.sweep(core.rt.now(), &core.limits);
         core.upstream.sweep();
+        core.events.tell_losses();
         let pause = core.rt.sleep(SWEEP_INTERVAL);
         drop(core);
         pause.await;

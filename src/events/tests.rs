@@ -71,16 +71,16 @@ fn frame(number: usize) -> Vec<u8> {
 }
 
 #[test]
-fn few_events_travel_alone() {
+fn what_waits_at_one_time_travels_together() {
     let (sender, queue) = crossbeam_channel::bounded(10);
-    let thread = EventThread::start(&settings(ANY_PORT, 100), queue, counters()).unwrap();
-    let mut puller = Puller::connect(thread.local_addr());
-    for number in 0..ALONE_UP_TO {
+    for number in 0..3 {
         sender.send(frame(number)).unwrap();
     }
-    for number in 0..ALONE_UP_TO {
-        assert_eq!(puller.pull(), frame(number));
-    }
+    let thread = EventThread::start(&settings(ANY_PORT, 100), queue, counters()).unwrap();
+    let mut puller = Puller::connect(thread.local_addr());
+    assert_eq!(puller.pull(), b"\x010\n1\n2");
+    sender.send(frame(3)).unwrap();
+    assert_eq!(puller.pull(), frame(3));
     thread.stop();
 }
 

@@ -1,96 +1,17 @@
 //! A proxy and a logdriver, whole: what is done at the one comes out of the other, once per event, in a chain.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io::{BufRead as _, BufReader},
-    process::{Child, Stdio},
-    sync::mpsc::{Receiver, channel},
-    thread,
-    time::{Duration, Instant},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
-    child,
     config::two_local_tenants,
+    logdriver::Logdriver,
     on_both,
     proxy::{Io, Proxy, Setup},
     request, text,
 };
-
-/// Longest wait for an event. Far beyond what a busy machine takes.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A logdriver that delivers to its own standard output.
-struct Logdriver {
-    child: Child,
-    lines: Receiver<Value>,
-}
-
-impl Logdriver {
-    fn start(proxy: &Proxy, scheme: &str, store: &TempDir) -> Self {
-        let producer = proxy.event.expect("the event socket's address is told");
-        let mut command = child::command(child::beside_tsp("tsp-logdriver"));
-        command
-            .env(
-                "LOGDRIVER_EVENT_PRODUCER_URL",
-                format!("{scheme}://{producer}"),
-            )
-            .env("LOGDRIVER_STORE", store.path())
-            .env("LOGDRIVER_STORE_FREE_MIN", "0")
-            .env("LOGDRIVER_BUFFER_POLL_INTERVAL", "20")
-            .env("LOGDRIVER_HEALTH_BIND_ADDRESS", "127.0.0.1:0")
-            .env("TSP_CONFIG_FILE", proxy.config_path())
-            .stdout(Stdio::piped());
-        let mut child = child::spawn(command);
-        let out = child.stdout.take().expect("its output is piped");
-        let (sender, lines) = channel();
-        thread::spawn(move || {
-            // A kill may cut the last line off.
-            let lines = BufReader::new(out).lines().map_while(Result::ok);
-            for line in lines.filter_map(|line| serde_json::from_str(&line).ok()) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { child, lines }
-    }
-
-    /// Takes events until those with these request ids were there.
-    fn take_until(&self, wanted: &[&str]) -> Vec<Value> {
-        let until = Instant::now() + PATIENCE;
-        let mut events: Vec<Value> = Vec::new();
-        let is_there = |events: &[Value], id: &&str| {
-            let mut ids = events.iter().map(|event| &event["iclFields"]["requestId"]);
-            ids.any(|known| known == *id)
-        };
-        while !wanted.iter().all(|id| is_there(&events, id)) {
-            let left = until.saturating_duration_since(Instant::now());
-            let line = self.lines.recv_timeout(left);
-            let line = line.unwrap_or_else(|_| panic!("of {wanted:?} only {events:#?} came"));
-            if line.get("service").is_none() {
-                events.push(line);
-            }
-        }
-        events
-    }
-
-    fn kill(mut self) {
-        self.child.kill().expect("it runs");
-        self.child.wait().expect("it ends");
-    }
-}
-
-impl Drop for Logdriver {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn with_id(tenant: &str, id: &str, members: Value) -> Value {
     let mut body = request(tenant, members);
@@ -186,17 +107,13 @@ fn all_of_it_comes_out(io: Io, acknowledged: bool) {
     let proxy = start(io, acknowledged);
     let store = TempDir::new().expect("a temporary folder can be made");
     let scheme = if acknowledged { "tcp+ack" } else { "tcp" };
-    let logdriver = Logdriver::start(&proxy, scheme, &store);
+    let mut logdriver = Logdriver::start(&proxy, scheme, &store);
     let ids = use_everything(&proxy, "a");
     let ids: Vec<_> = ids.iter().map(String::as_str).collect();
     let mut events = logdriver.take_until(&ids);
     // Those of one request come in one message, but perhaps not in one delivery.
     while kinds(&events, "a") != of_everything() {
-        let more = logdriver.lines.recv_timeout(PATIENCE);
-        let more = more.unwrap_or_else(|_| panic!("{events:#?}"));
-        if more.get("service").is_none() {
-            events.push(more);
-        }
+        events.push(logdriver.event());
     }
     for (tenant, numbers) in sequences(&events) {
         let all = 1..=u64::try_from(numbers.len()).expect("few");
@@ -216,21 +133,17 @@ on_both! {
     fn what_is_done_while_a_logdriver_lies_killed_comes_out_of_the_next(io) {
         let proxy = start(io, true);
         let store = TempDir::new().expect("a temporary folder can be made");
-        let first = Logdriver::start(&proxy, "tcp+ack", &store);
+        let mut first = Logdriver::start(&proxy, "tcp+ack", &store);
         let ids = use_everything(&proxy, "a");
         let ids: Vec<_> = ids.iter().map(String::as_str).collect();
         let mut events = first.take_until(&ids);
         first.kill();
         let ids = use_everything(&proxy, "b");
         let ids: Vec<_> = ids.iter().map(String::as_str).collect();
-        let second = Logdriver::start(&proxy, "tcp+ack", &store);
+        let mut second = Logdriver::start(&proxy, "tcp+ack", &store);
         events.extend(second.take_until(&ids));
         while ["a", "b"].iter().any(|round| kinds(&events, round) != of_everything()) {
-            let more = second.lines.recv_timeout(PATIENCE);
-            let more = more.unwrap_or_else(|_| panic!("{events:#?}"));
-            if more.get("service").is_none() {
-                events.push(more);
-            }
+            events.push(second.event());
         }
         for (tenant, numbers) in sequences(&events) {
             let all = 1..=u64::try_from(numbers.len()).expect("few");

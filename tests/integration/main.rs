@@ -27,6 +27,7 @@ mod http;
 mod leases;
 mod loadtest;
 mod logdriver;
+mod losses;
 mod metrics;
 mod operations;
 mod process;

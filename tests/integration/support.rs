@@ -8,6 +8,7 @@ pub(crate) mod fake_kms;
 pub(crate) mod http;
 pub(crate) mod kmssim;
 pub(crate) mod log;
+pub(crate) mod logdriver;
 pub(crate) mod metrics;
 pub(crate) mod peers;
 pub(crate) mod proxy;

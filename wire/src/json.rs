@@ -6,6 +6,12 @@ pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
     let _ = serde_json::to_writer(out, text);
 }
 
+/// Appends a number.
+pub(crate) fn push_number(out: &mut Vec<u8>, number: u64) {
+    // As above.
+    let _ = serde_json::to_writer(out, &number);
+}
+
 /// Why JSON could not be read into one of our types, without any value of it: serde's own sentence may quote one, or a
 /// name that is one. What is left names only our own members.
 pub(crate) fn data_error(why: &serde_json::Error) -> String {

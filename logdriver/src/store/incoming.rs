@@ -97,6 +97,14 @@ impl Incoming {
         })
     }
 
+    /// The members that say what happened, the event's name first, and all that follows them.
+    pub(crate) fn fields(&self) -> &[u8] {
+        let mut places = self.json.windows(FIELDS.len());
+        let at = places.position(|at| at == FIELDS);
+        at.and_then(|at| self.json.get(at + FIELDS.len()..))
+            .unwrap_or_default()
+    }
+
     /// The event's JSON with the id that the logdriver gave it.
     pub(crate) fn with_id(&self, id: &str) -> Vec<u8> {
         let json = &self.json;

@@ -11,6 +11,7 @@
 )]
 
 mod balance;
+mod events;
 mod isolation;
 mod leases;
 mod rest;
@@ -360,54 +361,6 @@ fn a_drain_that_is_cut_off_ends_all_the_same() {
         world.controls.borrow()[0].close();
         world.rt.sleep(ms(50)).await;
         assert!(world.ended.get());
-    });
-}
-
-#[test]
-fn a_full_event_queue_costs_its_time_once_and_loses_events_not_requests() {
-    let setup = || Setup {
-        event_queue: 3,
-        ..Setup::default()
-    };
-    in_world(setup, async |world| {
-        let mut body = metadata(A);
-        body["documentIds"] = (0..20).map(|id| Value::from(id.to_string())).collect();
-        let batch = world.post("document/batch-wrap", body).await;
-        assert_eq!(batch.body["keys"].as_object().unwrap().len(), 20);
-        assert!(batch.took < ms(40), "25 ms for the whole batch: {batch:?}");
-        let mut event = metadata(A);
-        event["iclFields"]["event"] = "USER_LOGIN".into();
-        let refused = world.post("event/security-event", event.clone()).await;
-        assert_eq!((refused.status, refused.code()), (503, Some(301)));
-        let sequence = |frame: Vec<u8>| {
-            assert_eq!(frame[0], 1, "the format's version");
-            let event: Value = serde_json::from_slice(&frame[1..]).unwrap();
-            event["sequence"]["number"].as_u64().unwrap()
-        };
-        let seen: Vec<_> = world.events.try_iter().map(sequence).collect();
-        assert_eq!(seen.len(), 3);
-        let accepted = world.post("event/security-event", event).await;
-        assert_eq!((accepted.status, accepted.body), (200, Value::Null));
-        let next = world.events.try_iter().map(sequence).next().unwrap();
-        assert_eq!(
-            next, 21,
-            "the loss of 17 and of the refused one shows as a gap"
-        );
-    });
-}
-
-#[test]
-fn where_events_are_required_a_lost_event_fails_its_request() {
-    let setup = || Setup {
-        event_queue: 1,
-        events_required: true,
-        ..Setup::default()
-    };
-    in_world(setup, async |world| {
-        assert_eq!(world.wrap(A).await.status, 200);
-        let answer = world.wrap(A).await;
-        assert_eq!((answer.status, answer.code()), (503, Some(301)));
-        assert!(answer.body.get("dek").is_none());
     });
 }
 
