@@ -15,110 +15,17 @@ Each run starts kmssim and tsp on free ports and ends both. The two share the ma
 bounds; counts are what the runs are for."""
 
 import argparse
-import http.client
 import json
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-API_KEY = "dGVzdC1hcGkta2V5"
-START_SECONDS_MAX = 30
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def call(address, method, path, body=None, headers=None):
-    host, port = address.rsplit(":", 1)
-    connection = http.client.HTTPConnection(host, int(port), timeout=60)
-    connection.request(method, path, None if body is None else json.dumps(body), headers or {})
-    answer = connection.getresponse()
-    text = answer.read()
-    connection.close()
-    assert answer.status == 200, f"{method} {path}: {answer.status} {text[:300]}"
-    return text
-
-
-class Child:
-    """A process that ends with this one, or when its `with` does."""
-
-    def __init__(self, command, **options):
-        self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *map(str, command)], **options)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-
-
-class Kmssim(Child):
-    """The simulated KMSs, with `tenant-1` to `tenant-4` at AWS, Google, Azure and Thales unless told otherwise."""
-
-    def __init__(self, folder, *options, cpu=None):
-        self.config = folder / "tenants.toml"
-        files = ["--tsp-config", self.config, "--ca-out", folder / "ca.pem"]
-        pinned = ["taskset", "--cpu-list", cpu] if cpu else []
-        super().__init__([*pinned, BIN / "kmssim", *files, *options], stdout=subprocess.PIPE)
-        self.control = json.loads(self.process.stdout.readline())["control_url"].removeprefix("http://")
-
-    def order(self, method, path, body=None):
-        return json.loads(call(self.control, method, path, body))
-
-    def metrics(self):
-        metrics = self.order("GET", "/metrics")
-        refused = self.order("GET", "/requests/refused")
-        assert not refused, f"kmssim refused: {refused[:3]}"
-        return metrics
-
-
-class Tsp(Child):
-    """The proxy, on two shards unless told otherwise."""
-
-    def __init__(self, folder, config, open_files=None, **variables):
-        log = folder / "tsp.log"
-        limit = ["prlimit", f"--nofile={open_files}:{open_files}"] if open_files else []
-        listen = {f"TSP_{name}_BIND_ADDRESS": "127.0.0.1:0" for name in ("HTTP", "HEALTH", "EVENT")}
-        environment = {"PATH": os.environ["PATH"], "API_KEY": API_KEY, "TSP_CONFIG_FILE": str(config), "TSP_SHARDS": "2", "TSP_IO": IO}
-        environment |= {"TSP_ENABLE_LOGDRIVER_INTEGRATION": "false"} | listen | variables
-        super().__init__([*limit, BIN / "tsp"], stdout=log.open("w"), env=environment)
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while not (serving := [line for line in log.read_text().splitlines() if '"message":"serving"' in line]):
-            assert self.process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.01)
-        self.http = json.loads(serving[0])["http"]
-        self.health = json.loads(serving[0])["health"]
-
-    def metric(self, name, **labels):
-        """Sum over all series of that name with these labels."""
-        wanted = [f'{label}="{value}"' for label, value in labels.items()]
-        lines = call(self.http, "GET", "/metrics").decode().splitlines()
-        lines = (line for line in lines if line.startswith((name + " ", name + "{")) and all(w in line for w in wanted))
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
-
-    def memory_mib(self, field):
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split(field + ":")[1].split()[0]) / 1024
-
-    def open_files(self):
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
-
-    def load(self, folder, *options):
-        """Runs loadgen, and gives its report; failed requests are figures here, not errors."""
-        out = folder / "loadgen.json"
-        command = [BIN / "loadgen", "run", *options, "--target", self.http, "--out", out]
-        environment = {"PATH": os.environ["PATH"], "API_KEY": API_KEY}
-        with Child(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as loadgen:
-            errors = loadgen.process.communicate()[1]
-        assert out.exists(), errors
-        report = json.loads(out.read_text())
-        out.unlink()
-        return report
-
+import programs
+from programs import API_KEY, ROOT, Child, Kmssim, Tsp, call, cpu_seconds
 
 def batch(folder):
     """Batches of 10,000 wraps under 256 open files."""
@@ -203,12 +110,6 @@ def faults(folder):
         measured = " ".join(f"{rate * 100:.2f}" for rate in rates)
         foretold = ", ".join(f"{rate * 100:.2f}" for rate in predicted)
         print(f"{name:40}  3 x {requests}  {measured:25}  {foretold:32}  {retries:.0f}")
-
-
-def cpu_seconds(process):
-    """CPU time of a process so far, user and system."""
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def isolation(folder):
@@ -455,10 +356,7 @@ ROUNDS = options.rounds
 RATE = options.rate
 KEEP = options.keep
 IO = options.io
-BIN = options.bin.resolve()
-for program in ("tsp", "kmssim", "loadgen"):
-    if not (BIN / program).exists():
-        sys.exit(f"{BIN / program} is missing: run cargo build --release -p tsp -p tsp-loadtest")
+programs.use(options.bin, options.io, "tsp", "kmssim", "loadgen")
 with tempfile.TemporaryDirectory() as made:
     RUNS[options.run](Path(made))
 sys.stdout.flush()
