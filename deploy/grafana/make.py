@@ -227,6 +227,7 @@ ALL = dashboard(
         panel("Closed by a limit", [(rate("tsp_connections_closed_total", "limit"), "{{limit}}")], unit="cps"),
         panel("Should be nothing", [(rate("tsp_task_panics_total", "instance"), "{{instance}} panics"), (rate("tsp_log_lines_dropped_total", "instance"), "{{instance}} log lines dropped"), (rate("tsp_accept_backoffs_total", "instance"), "{{instance}} pauses in accepting")], unit="ops"),
         panel("API keys of the file, and API_KEY_2", [(rate("tsp_api_key_uses_total", "label"), "{{label}}")], unit="reqps", about="An old key that nobody uses any more can go"),
+        panel("API key last used", [(f"min by (label) (time() - (tsp_api_key_last_used_timestamp_seconds{{{I}}} > 0))", "{{label}}")], unit="s", about="By any of these proxies, since their start"),
         panel("Certificate ends in", [(f"tsp_tls_certificate_expiry_timestamp_seconds{{{I}}} - time()", "{{instance}}")], unit="s"),
         panel("Versions", [(f"tsp_info{{{I}}}", "")], kind="table", w=24, about="io is uring or epoll, and io_reason says why"),
     ],
