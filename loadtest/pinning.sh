@@ -2,7 +2,7 @@
 # What it is worth that a shard is pinned to a core: the same proxy, pinned and free to go to any core, in the same rounds.
 #
 #   cargo build --release -p tsp -p tsp-loadtest
-#   loadtest/pinning.sh [--rounds 15] [--connections 64] …         options go to `loadgen compare`
+#   loadtest/pinning.sh [OPTIONS]          of `loadgen compare`; without any --rounds 15 --warm-up 100000
 #
 # The free one is the same program, whose threads are let go after its start: no variable of the proxy does that. Wants a quiet machine
 # with at least two cores; the generator has one of them, so that the free shard may meet it there.
@@ -19,5 +19,6 @@ cat >"$folder/tsp" <<TEXT
 exec $BIN/tsp "\$@"
 TEXT
 chmod +x "$folder/tsp"
-"$BIN/loadgen" compare wrap --server "$BIN/tsp" --tenants tenant-leased --shards 1,2 --warm-up 100000 --rounds 15 "$@" \
+[ $# -gt 0 ] || set -- --rounds 15 --warm-up 100000
+"$BIN/loadgen" compare wrap --server "$BIN/tsp" --tenants tenant-leased --shards 1 "$@" \
     --vary "pinned: TSP_IO=epoll" --vary "free: TSP_IO=epoll SERVER=$folder/tsp"
