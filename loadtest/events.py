@@ -71,8 +71,8 @@ def cpu(folder):
     if OPTIONS.without:
         cells["without"] = (OPTIONS.without.resolve(), {}, None)
     cpus = {"TSP_SHARDS": "1", "TSP_CORES": own, "TSP_CONTROL_CORE": own}
-    rate = ["--rate", OPTIONS.rate] if OPTIONS.rate else []
-    load = [OPTIONS.mix, "--tenants", ",".join(TENANTS), "--connections", 64, "--cores", shared, "--share-cpu", *rate]
+    rate = ["--rate", OPTIONS.rate, "--share-cpu"] if OPTIONS.rate else []
+    load = [OPTIONS.mix, "--tenants", ",".join(TENANTS), "--connections", 64, "--cores", shared, *rate]
 
     def measure(config, cell):
         program, variables, scheme = cells[cell]
@@ -112,16 +112,17 @@ def cpu(folder):
 
 
 def durable(folder):
-    """A proxy that unwraps in batches as fast as it can, and a logdriver that stores; both and the generator share the CPUs."""
+    """A proxy that unwraps in batches as fast as it gets rid of the events, and a logdriver that stores; both and the generator share
+    the CPUs. Requests wait for room as long as it takes: a proxy that drops instead does so faster than anybody could store."""
     modes = {"pushed": ("tcp", "false"), "acknowledged": ("tcp+ack", "true")}
-    load = ["batch-unwrap", "--batch-items", OPTIONS.items, "--tenants", ",".join(TENANTS), "--connections", 8, "--seconds", OPTIONS.seconds]
+    load = ["batch-unwrap", "--batch-items", OPTIONS.items, "--tenants", ",".join(TENANTS), "--connections", 8, "--warm-up", 20, "--seconds", OPTIONS.seconds]
     print(f"batches of {OPTIONS.items} unwraps, {OPTIONS.io}, {OPTIONS.rounds} rounds of {OPTIONS.seconds} s")
     print("round  mode          events/s made  stored while that went on  dropped  told as dropped  s until all was stored")
     figures = {mode: [] for mode in modes}
     for number in range(OPTIONS.rounds):
         for mode in sorted(modes, reverse=number % 2 == 1):
             scheme, acknowledged = modes[mode]
-            variables = {"TSP_ENABLE_LOGDRIVER_INTEGRATION": "true", "TSP_EVENTS_ACKNOWLEDGED": acknowledged}
+            variables = {"TSP_ENABLE_LOGDRIVER_INTEGRATION": "true", "TSP_EVENTS_ACKNOWLEDGED": acknowledged, "TSP_SEND_LOGGING_TIMEOUT_MS": "10000"}
             with Tsp(folder, local_tenants(folder), RUST_LOG="warn,tsp=info,tsp::ops=warn", **variables) as tsp, Logdriver(folder, tsp, scheme) as logdriver:
                 def counts():
                     stored = logdriver.metric("logdriver_events_stored_total")
