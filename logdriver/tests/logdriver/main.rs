@@ -1,6 +1,7 @@
 //! Whole logdriver processes: real sockets, a real disk, real signals.
 #![expect(
     clippy::disallowed_methods,
+    clippy::disallowed_types,
     clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
@@ -9,5 +10,7 @@
 
 mod disk;
 mod kill;
+mod peer;
 mod proxy;
 mod support;
+mod trouble;

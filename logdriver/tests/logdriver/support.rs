@@ -34,8 +34,16 @@ pub(crate) struct Home {
 impl Home {
     pub(crate) fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("tenants.toml"), config).unwrap();
-        Self { folder }
+        let home = Self { folder };
+        home.write(config);
+        home
+    }
+
+    /// Gives the configuration file other contents, in one step.
+    pub(crate) fn write(&self, config: &str) {
+        let fresh = self.folder.path().join("fresh.toml");
+        std::fs::write(&fresh, config).unwrap();
+        std::fs::rename(fresh, self.folder.path().join("tenants.toml")).unwrap();
     }
 
     pub(crate) fn store(&self) -> PathBuf {
