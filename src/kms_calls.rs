@@ -122,6 +122,7 @@ impl<'a, R: Rt> KmsCalls<'a, R> {
                     Retry::No
                     | Retry::Transient
                     | Retry::Throttled { .. }
+                    | Retry::Later { .. }
                     | Retry::AfterNewToken => false,
                 };
             if !mended {
@@ -163,6 +164,7 @@ impl<'a, R: Rt> KmsCalls<'a, R> {
                 Retry::No
                 | Retry::Transient
                 | Retry::Throttled { .. }
+                | Retry::Later { .. }
                 | Retry::AfterClockRepair { .. } => return Err(why.into()),
             }
         }

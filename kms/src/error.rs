@@ -366,6 +366,11 @@ pub enum Retry {
         /// The time at the KMS.
         server_time: SystemTime,
     },
+    /// Not now, and nobody was asked: we have no room. Who asked us may come again.
+    Later {
+        /// When to come again.
+        after: Duration,
+    },
     /// With a fresh token: the KMS does not take this one. A second refusal means the credential itself.
     AfterNewToken,
 }

@@ -27,7 +27,11 @@ impl Session {
     pub fn repair(&mut self, error: &KmsError) -> bool {
         match error.retry() {
             Retry::AfterClockRepair { server_time } => self.clock.repair(server_time),
-            Retry::No | Retry::Transient | Retry::Throttled { .. } | Retry::AfterNewToken => false,
+            Retry::No
+            | Retry::Transient
+            | Retry::Throttled { .. }
+            | Retry::Later { .. }
+            | Retry::AfterNewToken => false,
         }
     }
 }
@@ -203,6 +207,9 @@ mod tests {
             Retry::No,
             Retry::Transient,
             Retry::Throttled { after: None },
+            Retry::Later {
+                after: Duration::from_secs(1),
+            },
             Retry::AfterNewToken,
         ] {
             assert!(!session.repair(&skewed(NOON + 600).with_retry(retry)));

@@ -64,7 +64,7 @@ pub(crate) enum OpError {
 
 /// When to come again if there was no place: a second is many operations, and what is full is full of requests that end
 /// within five.
-const LATER: Duration = Duration::from_secs(1);
+pub(crate) const LATER: Duration = Duration::from_secs(1);
 
 /// What an [`OpError`] tells the caller.
 #[derive(Debug, PartialEq, Eq)]
@@ -103,8 +103,12 @@ impl ErrorResponse {
     /// Not now: this proxy has too much to do, or cannot yet. Status 503 and `Retry-After`, which load balancers and
     /// well-made clients understand.
     fn later(self) -> Self {
+        self.after(LATER)
+    }
+
+    fn after(self, pause: Duration) -> Self {
         Self {
-            retry_after: Some(LATER),
+            retry_after: Some(pause),
             ..self.with_status(503)
         }
     }
@@ -178,16 +182,20 @@ impl OpError {
                     "KMS configuration {id} is not valid; the proxy's log says what is wrong with it."
                 ),
             ),
-            Self::Kms(why) => ErrorResponse {
-                retry_after: match why.retry() {
-                    Retry::Throttled { after } => after,
+            Self::Kms(why) => {
+                let response = ErrorResponse::new(why.kind().tsp_code(), why.to_string());
+                match why.retry() {
+                    Retry::Throttled { after } => ErrorResponse {
+                        retry_after: after,
+                        ..response
+                    },
+                    Retry::Later { after } => response.after(after),
                     Retry::No
                     | Retry::Transient
                     | Retry::AfterClockRepair { .. }
-                    | Retry::AfterNewToken => None,
-                },
-                ..ErrorResponse::new(why.kind().tsp_code(), why.to_string())
-            },
+                    | Retry::AfterNewToken => response,
+                }
+            }
             Self::SecretNotCreated(why) => ErrorResponse::new(
                 TspCode::TenantSecretCreationFailed,
                 format!("A new tenant secret could not be created: {why}"),
@@ -308,6 +316,13 @@ mod tests {
                 Retry::Transient,
                 Blame::Network,
                 "connection refused",
+            )),
+            OpError::Kms(KmsError::unreachable(
+                aws,
+                wrap,
+                Retry::Later { after: LATER },
+                Blame::Kms,
+                "too many wait",
             )),
             OpError::EventRejected,
             OpError::Overloaded,

@@ -337,6 +337,7 @@ impl<R: Rt> Tokens<R> {
                 Retry::No
                 | Retry::Transient
                 | Retry::Throttled { .. }
+                | Retry::Later { .. }
                 | Retry::AfterClockRepair { .. } => return Err(why),
             }
         }

@@ -152,7 +152,7 @@ impl<R: Rt> Upstream<R> {
                 Err(why) => why,
             };
             let (price, pause) = match why.retry() {
-                Retry::No => return Err(why),
+                Retry::No | Retry::Later { .. } => return Err(why),
                 Retry::AfterNewToken => match &token {
                     Some(token) => {
                         tokens.refused(operation.remote, token, &why);

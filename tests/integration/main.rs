@@ -30,6 +30,7 @@ mod logdriver;
 mod losses;
 mod metrics;
 mod operations;
+mod overload;
 mod process;
 mod providers;
 mod recover;

@@ -186,8 +186,8 @@ pub(super) const KMS_OPERATIONS: [KmsOperation; 3] = [
     clippy::indexing_slicing,
     reason = "evaluated by the compiler, which refuses a bad index"
 )]
-pub(super) const OUTCOMES: [(u16, Option<TspCode>); 23] = {
-    let mut all = [(200, None); 23];
+pub(super) const OUTCOMES: [(u16, Option<TspCode>); 24] = {
+    let mut all = [(200, None); 24];
     all[1] = (204, None);
     let mut i = 0;
     while i < TspCode::ALL.len() {
@@ -202,5 +202,7 @@ pub(super) const OUTCOMES: [(u16, Option<TspCode>); 23] = {
         other = rest;
     }
     all[at] = (503, Some(TspCode::UnknownError));
+    // No room to wait for the KMS.
+    all[at + 1] = (503, Some(TspCode::KmsUnreachable));
     all
 };

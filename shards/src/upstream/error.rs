@@ -6,6 +6,7 @@ use tsp_kms::{Blame, KmsError, KmsKind, KmsOperation, Retry};
 use tsp_rt::{CertificateFault, NetError};
 
 use super::{CONNECTING, WAITING_FOR_ANSWER};
+use crate::error::LATER;
 use tsp_wire::destinations::Forbidden;
 
 /// Why there is no answer.
@@ -94,11 +95,9 @@ impl CallError {
     /// Whether a second try may help.
     pub(super) fn retry(&self) -> Retry {
         match self {
-            Self::TooManyWaiters
-            | Self::Forbidden(_)
-            | Self::AnswerTooLong
-            | Self::Down
-            | Self::Roots => Retry::No,
+            // For the caller; what fills the queue ends within seconds.
+            Self::TooManyWaiters => Retry::Later { after: LATER },
+            Self::Forbidden(_) | Self::AnswerTooLong | Self::Down | Self::Roots => Retry::No,
             Self::Connect(why) if !why.is_retryable() => Retry::No,
             Self::Late(_) | Self::Connect(_) | Self::CutOff | Self::NotHttp | Self::Broken => {
                 Retry::Transient

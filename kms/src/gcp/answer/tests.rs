@@ -168,6 +168,7 @@ enum Again {
 
 fn again(error: &KmsError) -> Again {
     match error.retry() {
+        Retry::Later { .. } => panic!("only we say so, no KMS does"),
         Retry::No => Again::No,
         Retry::Transient => Again::Soon,
         Retry::Throttled { .. } => Again::Later,
