@@ -13,7 +13,7 @@ use crate::{
     secrets::keeper::Store,
     source::{
         Ask, Polled, Source,
-        account::{AccountSource, FILE, WithFile},
+        account::{AccountSource, WithFile},
         broker::BrokerSource,
         dev,
         dev::DevSource,
@@ -60,10 +60,7 @@ impl Prepared {
     /// Every problem of the variables, the machine and the file. A broker's are problems only for who wants the `first`
     /// state now.
     pub(crate) fn serve(first: First) -> Result<Self, Vec<Problem>> {
-        let named = Environment.get(FILE).ok().flatten();
-        let named = named.map(|path| PathBuf::from(path.trim()));
-        let named = named.filter(|path| !path.as_os_str().is_empty());
-        let mut account = named.map(AccountSource::new);
+        let mut account = AccountSource::named(&Environment);
         let polled = account
             .as_mut()
             .map(|account| account.poll(Ask::Always, now()));

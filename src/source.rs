@@ -22,7 +22,12 @@ use tsp_wire::{
     snapshot::{KmsConfigDoc, SnapshotDoc, TenantDoc, TenantSecretDoc},
 };
 
-use self::{broker::BrokerSource, dev::DevSource, file::FileSource};
+use self::{
+    account::{AccountSource, EnvFile, WithFile},
+    broker::BrokerSource,
+    dev::DevSource,
+    file::FileSource,
+};
 use crate::{
     config::{self, Environment, Problem},
     secrets::keeper::Store,
@@ -123,17 +128,18 @@ pub(crate) fn is_broker(named: Option<&Path>) -> bool {
 }
 
 /// The state for a command that looks at it once, beside a process that serves or without one: that of the file that is
-/// `named`, or of the one that `TSP_CONFIG_FILE` names, or of a broker. The second is why a broker's is not of now.
+/// `named`, or of the one that `TSP_CONFIG_FILE` names, or of a broker, whose account may be in a file of its own. The second is
+/// why a broker's is not of now.
 ///
 /// # Errors
 /// If there is none.
 pub(crate) fn look_once(named: Option<&Path>) -> Result<(Loaded, Option<Problem>), Vec<Problem>> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no core runs yet that could be asked"
+    )]
+    let now = SystemTime::now();
     if let Some(path) = file::named_file(named) {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "no core runs yet that could be asked"
-        )]
-        let now = SystemTime::now();
         return match FileSource::new(path, Environment).poll(Ask::Always, now) {
             Polled::New(loaded) => Ok((*loaded, None)),
             Polled::Failed(problems) => Err(problems),
@@ -141,7 +147,17 @@ pub(crate) fn look_once(named: Option<&Path>) -> Result<(Loaded, Option<Problem>
             Polled::Same | Polled::StillFailed | Polled::NotAsked => Err(Vec::new()),
         };
     }
-    match config::broker(&Environment)? {
+    let account = AccountSource::named(&Environment);
+    let account = match account.map(|mut account| account.poll(Ask::Always, now)) {
+        Some(Polled::New(account)) => *account,
+        Some(Polled::Failed(problems)) => return Err(problems),
+        Some(Polled::Same | Polled::StillFailed | Polled::NotAsked) | None => EnvFile::default(),
+    };
+    let strings = WithFile {
+        file: &account,
+        below: &Environment,
+    };
+    match config::broker(&strings)? {
         Some(broker) => BrokerSource::new(broker, true)
             .map_err(|problem| vec![problem])?
             .look_once(),

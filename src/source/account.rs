@@ -164,11 +164,18 @@ pub(crate) struct AccountSource {
 }
 
 impl AccountSource {
-    pub(crate) fn new(path: PathBuf) -> Self {
+    fn new(path: PathBuf) -> Self {
         Self {
             path,
             watch: Watch::default(),
         }
+    }
+
+    /// The one that [`FILE`] names among `strings`, if it does.
+    pub(crate) fn named(strings: &impl Strings) -> Option<Self> {
+        let named = strings.get(FILE).ok().flatten()?;
+        let named = named.trim();
+        (!named.is_empty()).then(|| Self::new(PathBuf::from(named)))
     }
 
     /// Looks at the file, and reads it if it has changed or `ask` says so.

@@ -95,6 +95,47 @@ fn the_doctor_examines_what_a_broker_has_and_the_copy_while_it_is_away() {
 }
 
 #[test]
+fn the_account_may_be_in_a_file_as_the_proxys() {
+    let (vendor, account) = vendor_of_acme();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tsp.env");
+    let run = |lines: &str, arguments: &[&str]| {
+        fs::write(&file, lines).unwrap();
+        let setup = Setup::bare().env("TSP_SERVICE_ACCOUNT_FILE", file.to_str().unwrap());
+        let setup = arguments
+            .iter()
+            .fold(setup, |setup, argument| setup.argument(argument));
+        setup.run_to_end()
+    };
+    let lines: String = account
+        .0
+        .iter()
+        .map(|(name, value)| format!("{name}={value}\n"))
+        .collect();
+    let examined = run(&lines, &["doctor"]);
+    assert_eq!(examined.code, Some(0), "{}", examined.output);
+    assert!(examined.output.contains("LOCAL"), "{}", examined.output);
+
+    let proxy = local(Io::Epoll, &account).start();
+    proxy.wait_for_ready(200);
+    let wrapped = proxy.call("document/wrap", &metadata("acme")).ok();
+    let input = folder.path().join("edeks");
+    fs::write(&input, text(&wrapped, "edek")).unwrap();
+    let recover = ["recover", input.to_str().unwrap(), "--tenant", "acme"];
+    let recovered = run(&lines, &recover);
+    assert_eq!(recovered.code, Some(0), "{}", recovered.output);
+    assert!(recovered.output.contains(text(&wrapped, "dek")));
+
+    for command in [&["doctor"][..], &recover] {
+        let wrong = run("SERVICE_CONFIG_ID=x\n", command);
+        assert_eq!(wrong.code, Some(EXIT_BAD_CONFIGURATION), "{}", wrong.output);
+        let place = format!("{}: SERVICE_CONFIG_ID", file.display());
+        assert!(wrong.output.contains(&place), "{}", wrong.output);
+    }
+    drop(vendor);
+}
+
+#[test]
 fn keys_are_recovered_with_what_a_broker_has_and_with_the_copy_alone() {
     let (mut vendor, account) = vendor_of_acme();
     let folder = tempfile::tempdir().unwrap();
