@@ -7,6 +7,7 @@
 pub(crate) mod broker;
 mod doors;
 mod strings;
+mod traces;
 mod variables;
 
 use std::{
@@ -26,7 +27,7 @@ use tsp_wire::ApiKey;
 pub use self::broker::BrokerConfig;
 pub use self::doors::{HEALTH_BIND_ADDRESS, health_address};
 pub use self::strings::{Environment, NotUnicode, Overlay, Strings};
-use crate::{cores::CoreWishes, logs, source::tls::TlsFiles};
+use crate::{cores::CoreWishes, logs, source::tls::TlsFiles, traces::TraceSettings};
 
 pub use self::variables::{VARIABLES, Variable};
 
@@ -168,6 +169,8 @@ pub struct ProcessConfig {
     pub lease_max_age: Duration,
     /// `TSP_ADMIN_TOKEN`; `None` switches the admin API off.
     pub admin_token: Option<ApiKey>,
+    /// `TSP_TRACE_ENDPOINT`, `TSP_TRACE_SAMPLE`; `None` switches tracing off.
+    pub traces: Option<TraceSettings>,
     /// `TSP_ALLOW_LOCAL_KMS`, for configurations of a broker. The file and dev sources always admit LOCAL.
     pub allow_local_kms: bool,
     /// `TSP_KMS_ALLOW_ADDRESSES`.
@@ -284,6 +287,7 @@ impl ProcessConfig {
         };
         let (lease_revalidate, lease_max_age) = reader.lease_times();
         let admin_token = reader.admin_token();
+        let traces = reader.traces();
         let allow_local_kms = reader
             .parse("TSP_ALLOW_LOCAL_KMS", parse_bool)
             .unwrap_or(false);
@@ -322,6 +326,7 @@ impl ProcessConfig {
             lease_revalidate,
             lease_max_age,
             admin_token,
+            traces,
             allow_local_kms,
             destinations,
             log_filter,

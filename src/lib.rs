@@ -9,12 +9,14 @@
 //! | `tsp-events` | security events out of the process | [`events`] |
 //! | `tsp-log` | log lines out of the process | [`logs`] |
 //! | `tsp-source` | looks at the configuration file and the tenant secrets, or asks the broker | [`source`] |
+//! | `tsp-traces` | sends traces to a collector, if there is one | [`traces`] |
 //! | `tsp-secrets` | stores new tenant secrets | `secrets` |
 //! | `tsp-signals`, `tsp-watch` | wait for what cannot be awaited: signals, a thread's end, a scrape | `signals` |
 #![forbid(unsafe_code)]
 
 pub mod admin;
 mod api_key;
+mod ask;
 pub mod config;
 mod control;
 pub mod cores;
@@ -32,6 +34,7 @@ mod secrets;
 mod signals;
 pub mod source;
 mod top;
+pub mod traces;
 
 use std::{
     convert::Infallible, fmt, io, net::SocketAddr, path::PathBuf, rc::Rc, sync::Arc, thread,
@@ -56,6 +59,7 @@ use crate::{
     prepare::{First, Prepared},
     secrets::keeper,
     source::{dev, look},
+    traces::TraceThread,
 };
 
 pub use self::{
@@ -342,6 +346,15 @@ fn run_logged(
     };
     let (scrape, scrapes) = crossbeam_channel::bounded(SCRAPES_WAITING_MAX);
     let (secrets, offers) = crossbeam_channel::bounded(keeper::OFFERS_MAX);
+    let instance = u64::from_le_bytes(instance);
+    let traces = config.traces.map(|settings| {
+        let counters = metrics.tracing();
+        TraceThread::start(settings, counters, instance)
+    });
+    let (trace_thread, traces) = traces
+        .transpose()
+        .map_err(|why| internal("a thread cannot be started", &why))?
+        .unzip();
     let certificate = tls.as_ref().map(ServerTls::fingerprint);
     let unix = config.unix.as_ref().map(|unix| unix.path.clone());
     let shards = ShardSet::spawn(ShardsConfig {
@@ -360,7 +373,8 @@ fn run_logged(
         events: events_config,
         scrape,
         secrets,
-        instance: u64::from_le_bytes(instance),
+        traces,
+        instance,
     })
     .map_err(|error| match error {
         SpawnError::Bind(..) | SpawnError::BindUnix(..) => RunError::Listen(error.to_string()),
@@ -449,6 +463,9 @@ fn run_logged(
         };
         control.run(first).await
     });
+    if let Some(traces) = trace_thread {
+        traces.finish();
+    }
     ended
         .map_err(|why| internal("the control core cannot start", &why))?
         .map_err(RunError::Internal)

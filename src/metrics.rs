@@ -12,7 +12,7 @@ use tracing_appender::non_blocking::ErrorCounter;
 use tsp_rt::{Probe, tls::ServerTls};
 use tsp_shards::{KeyUses, MetricsHub};
 
-use crate::{events::EventCounters, source::keys::Keys};
+use crate::{events::EventCounters, source::keys::Keys, traces::TraceCounters};
 
 /// Events that the event thread loses count in the same family as those that the shards could not hand over.
 const EVENT_FAILURES: &str = "tsp_real_time_security_event_failures_total";
@@ -52,6 +52,8 @@ pub struct ControlMetrics {
     pub ready: IntGauge,
     /// The event thread's.
     pub events: EventCounters,
+    /// The trace thread's; told once there is one.
+    traces: TraceCounters,
 }
 
 impl ControlMetrics {
@@ -148,8 +150,27 @@ impl ControlMetrics {
                     "Security events that wait for the event socket.",
                 )?,
             },
+            traces: TraceCounters {
+                sent: IntCounter::new(
+                    "tsp_trace_spans_sent_total",
+                    "Spans that the trace collector has taken.",
+                )?,
+                dropped: IntCounter::new(
+                    "tsp_trace_spans_dropped_total",
+                    "Spans dropped because the trace collector was slow or away, or rejected them.",
+                )?,
+            },
             registry,
         })
+    }
+
+    /// Tells of traces from now on.
+    pub(crate) fn tracing(&self) -> TraceCounters {
+        for counter in [&self.traces.sent, &self.traces.dropped] {
+            // There is nothing else of these names.
+            drop(self.registry.register(Box::new(counter.clone())));
+        }
+        self.traces.clone()
     }
 
     /// Tells when the certificate that is in force ends.

@@ -287,6 +287,28 @@ impl HttpRequest {
         Self { bytes, body_at }
     }
 
+    /// The same request with one more line at the end of its head, which no signature covers.
+    ///
+    /// # Panics
+    /// As `post` does.
+    #[must_use]
+    pub fn with_unsigned(self, name: &str, value: &str) -> Self {
+        assert!(is_field_value(value), "a {name} of visible ASCII");
+        let line = [name, ": ", value, "\r\n"];
+        let more: usize = line.iter().map(|piece| piece.len()).sum();
+        let (head, rest) = self.bytes.split_at(self.body_at.saturating_sub(2));
+        let mut bytes = Zeroizing::new(Vec::with_capacity(self.bytes.len() + more));
+        bytes.extend_from_slice(head);
+        for piece in line {
+            bytes.extend_from_slice(piece.as_bytes());
+        }
+        bytes.extend_from_slice(rest);
+        Self {
+            bytes,
+            body_at: self.body_at + more,
+        }
+    }
+
     /// All of it, as it goes over the wire.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
@@ -306,7 +328,7 @@ impl HttpRequest {
         words.nth(1).unwrap_or_default()
     }
 
-    /// The headers in the order in which they are sent, `content-length` last; names are in lower case.
+    /// The headers in the order in which they are sent, `content-length` last of those that are signed; names are in lower case.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         let lines = self.head().split("\r\n").skip(1);
         lines.filter_map(|line| line.split_once(": "))
@@ -430,6 +452,19 @@ mod tests {
         assert_eq!(request.header("X-A"), Some("b c"));
         assert_eq!(request.header("x-b"), None);
         assert_eq!(request.headers().count(), 3);
+    }
+
+    #[test]
+    fn a_line_that_no_signature_covers_comes_last() {
+        let headers = [("host", "kms.example")];
+        let request = HttpRequest::post("/", headers.into_iter(), b"{}").with_unsigned("x-a", "b");
+        let expected =
+            "POST / HTTP/1.1\r\nhost: kms.example\r\ncontent-length: 2\r\nx-a: b\r\n\r\n{}";
+        assert_eq!(String::from_utf8_lossy(request.bytes()), expected);
+        assert_eq!(
+            (request.header("x-a"), request.body()),
+            (Some("b"), &b"{}"[..])
+        );
     }
 
     #[test]

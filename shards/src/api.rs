@@ -72,6 +72,7 @@ impl<'a, R: Rt> Op<'a, R> {
     pub(crate) fn tenant(&mut self, id: &str) -> Result<&'a Rc<Tenant>, OpError> {
         let tenant = self.other_tenant(id)?;
         *self.kms_kind = tenant.kms_kind();
+        self.core.tracer.is_for(tenant);
         Ok(tenant)
     }
 
@@ -111,7 +112,14 @@ pub(crate) async fn serve<R: Rt>(
     core.metrics.request_begins(endpoint);
     let _inflight = Inflight { core, endpoint };
     let mut kms_kind = None;
-    let result = answer(core, (&head, body), route, began, &mut kms_kind).await;
+    let recording = core.tracer.begin(&head.headers, endpoint, began);
+    let result = match &recording {
+        None => answer(core, (&head, body), route, began, &mut kms_kind).await,
+        Some(recording) => {
+            let work = answer(core, (&head, body), route, began, &mut kms_kind);
+            recording.around(work).await
+        }
+    };
     let mut response = Response::new(Body::default());
     // The map has room already, and hyper takes it back for the next request's headers.
     head.headers.clear();
@@ -134,6 +142,9 @@ pub(crate) async fn serve<R: Rt>(
     };
     core.metrics
         .request(endpoint, kms_kind, outcome, core.rt.now() - began);
+    if let Some(recording) = recording {
+        recording.answered(kms_kind, outcome);
+    }
     response
 }
 

@@ -31,6 +31,7 @@ mod secrets;
 mod shard;
 mod snapshot;
 mod tokens;
+mod trace;
 mod upstream;
 
 use std::{
@@ -60,6 +61,7 @@ pub use self::{
     secrets::{SecretNotStored, SecretOffer},
     shard::{Shard, ShardControl, ShardParts},
     snapshot::{FormerSnapshots, Rejected, Snapshot, validate_kms},
+    trace::{TraceConfig, TracedAttempt, TracedRequest},
 };
 pub use tsp_wire::destinations::{AddressKind, Destinations, Forbidden};
 
@@ -88,6 +90,8 @@ pub struct ShardsConfig {
     pub scrape: Sender<oneshot::Sender<Bytes>>,
     /// Takes new tenant secrets to the control plane, which stores them.
     pub secrets: Sender<SecretOffer>,
+    /// Where traces go; `None` switches them off.
+    pub traces: Option<TraceConfig>,
     /// A random number of this process: tells its events' sequence from those of other processes.
     pub instance: u64,
 }
@@ -244,6 +248,7 @@ impl ShardSet {
             secrets: config.secrets.clone(),
             tls: config.tls.clone(),
             balanced: true,
+            traces: config.traces.clone(),
             instance: config.instance,
         });
         let shards = Shard::all(parts.collect());

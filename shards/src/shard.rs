@@ -38,6 +38,7 @@ use crate::{
     secrets::{Creation, Home, SecretOffer},
     snapshot::{Snapshot, SnapshotSlot},
     tokens::{self, Tokens},
+    trace::{TraceConfig, Tracer},
     upstream::Upstream,
 };
 
@@ -82,6 +83,8 @@ pub struct ShardParts {
     pub tls: Option<ServerTls>,
     /// Whether fresh connections go to a shard that holds fewer. Without, each is served by the shard that accepted it.
     pub balanced: bool,
+    /// Where traces go; `None` switches them off.
+    pub traces: Option<TraceConfig>,
     /// A random number of this process: tells its events' sequence from those of other processes.
     pub instance: u64,
 }
@@ -189,6 +192,7 @@ pub(crate) struct Core<R: Rt> {
     pub(crate) connections: Rc<Connections>,
     pub(crate) balance: Balance,
     pub(crate) handshakes: Handshakes,
+    pub(crate) tracer: Rc<Tracer<R>>,
     pub(crate) metrics: Arc<ShardMetrics>,
     pub(crate) scrape: Sender<oneshot::Sender<Bytes>>,
 }
@@ -293,8 +297,10 @@ impl Shard {
             home,
         } = self;
         let limits = Rc::new(parts.limits);
+        let tracer = Rc::new(Tracer::new(rt.clone(), parts.traces));
         let upstream = Rc::new(Upstream::new(
             rt.clone(),
+            Rc::clone(&tracer),
             Rc::clone(&limits),
             Arc::clone(&metrics),
             parts.destinations,
@@ -315,6 +321,7 @@ impl Shard {
             connections: Rc::new(Connections::new(Arc::clone(&metrics))),
             balance,
             handshakes: Handshakes::new(parts.tls),
+            tracer,
             api_keys: KeysInForce::new(&parts.api_keys, usize::from(index)),
             slot: SnapshotSlot::default(),
             fresh: Cell::new(true),

@@ -49,6 +49,7 @@ use crate::{
     places::{Places, Turn},
     snapshot::{KmsHandle, KmsState, Tenant},
     tokens::Tokens,
+    trace::{At, Tracer},
 };
 
 /// How long a resolved name is used: as long as the clouds' own records live at least.
@@ -77,6 +78,7 @@ const LOOKED_AT_AFTER: Duration = Duration::from_millis(100);
 /// All pools of one shard.
 pub(crate) struct Upstream<R: Rt> {
     rt: R,
+    tracer: Rc<Tracer<R>>,
     dialer: Dialer<R>,
     limits: Rc<Limits>,
     metrics: Arc<ShardMetrics>,
@@ -107,6 +109,7 @@ pub(crate) struct Operation<'a, B, A> {
 impl<R: Rt> Upstream<R> {
     pub(crate) fn new(
         rt: R,
+        tracer: Rc<Tracer<R>>,
         limits: Rc<Limits>,
         metrics: Arc<ShardMetrics>,
         destinations: Arc<Destinations>,
@@ -114,6 +117,7 @@ impl<R: Rt> Upstream<R> {
         Self {
             dialer: Dialer::new(rt.clone(), destinations),
             rt,
+            tracer,
             limits,
             metrics,
             buffers: Buffers::default(),
@@ -143,7 +147,10 @@ impl<R: Rt> Upstream<R> {
             let token = tokens
                 .get(operation.kms, operation.remote, deadline)
                 .await?;
-            let why = match self.attempt(&operation, token.as_deref(), deadline).await {
+            let why = match self
+                .attempt(&operation, token.as_deref(), spent.is_some(), deadline)
+                .await
+            {
                 Ok(value) => {
                     state.retries.earn(spent);
                     return Ok(value);
@@ -198,6 +205,7 @@ impl<R: Rt> Upstream<R> {
             impl Fn(&HttpAnswer<'_>) -> Result<T, KmsError>,
         >,
         token: Option<&Arc<Token>>,
+        again: bool,
         deadline: Instant,
     ) -> Result<T, KmsError> {
         let (kind, which) = (operation.remote.kind(), operation.operation);
@@ -214,16 +222,27 @@ impl<R: Rt> Upstream<R> {
                 self.rt.wall_now(),
             )?
         };
+        let endpoint = operation.remote.endpoint();
+        let recorded = self.tracer.attempt(|| At {
+            tenant: operation.tenant,
+            config: operation.config.id,
+            kms: kind,
+            operation: which,
+            host: (&endpoint.host, endpoint.port),
+            again,
+        });
+        let request = match &recorded {
+            None => request,
+            Some(recorded) => recorded.mark(request),
+        };
         let tenant = operation.tenant.load.number;
         let is_probe = state.breaker.is_open();
         let gate = (!is_probe).then(|| Rc::clone(state));
-        let called = self
-            .call(tenant, operation.remote.endpoint(), request, deadline, gate)
-            .await;
+        let called = self.call(tenant, endpoint, request, deadline, gate).await;
         let now = self.rt.now();
         let status = called.as_ref().ok().map(Answer::status);
         self.metrics.kms_request(which, kind, status, now - began);
-        match called {
+        let result = match called {
             Ok(answer) => {
                 let result = (operation.answer)(&answer.read());
                 match &result {
@@ -240,7 +259,11 @@ impl<R: Rt> Upstream<R> {
                 }
                 Err(why.to_kms_error(kind, which))
             }
+        };
+        if let Some(recorded) = recorded {
+            recorded.ended(status, result.as_ref().err().map(KmsError::kind));
         }
+        result
     }
 
     /// Fetches a token of `remote`'s credential with `call`.

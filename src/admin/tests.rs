@@ -35,6 +35,7 @@ pub(crate) fn scrape() -> (ShardSet, Arc<Scrape>) {
         events: None,
         scrape: asking,
         secrets,
+        traces: None,
         instance: 1,
     })
     .unwrap();

@@ -312,6 +312,31 @@ fn events_cannot_be_required_and_switched_off() {
 }
 
 #[test]
+fn traces_need_a_collector_and_a_share() {
+    let with = |sample| {
+        read(&[
+            ("TSP_TRACE_ENDPOINT", "http://127.0.0.1:4318"),
+            ("TSP_TRACE_SAMPLE", sample),
+        ])
+    };
+    let sample = |config: ProcessConfig| config.traces.map(|traces| traces.sample);
+    assert_eq!(sample(read(&[]).unwrap()), None);
+    for (text, share) in [("", 0.01), ("0", 0.0), ("0.25", 0.25), ("1", 1.0)] {
+        assert_eq!(sample(with(text).unwrap()), Some(share), "{text}");
+    }
+    for bad in ["-0.1", "1.1", "NaN", "1 %"] {
+        assert_eq!(with(bad).unwrap_err().len(), 1, "{bad}");
+    }
+    let alone = read(&[("TSP_TRACE_SAMPLE", "1")]).unwrap();
+    assert!(warnings(&alone)[0].contains("TSP_TRACE_ENDPOINT is not set"));
+    let no_url = read(&[
+        ("TSP_TRACE_ENDPOINT", "otel:4318"),
+        ("TSP_TRACE_SAMPLE", "1"),
+    ]);
+    assert_eq!(no_url.unwrap_err().len(), 1);
+}
+
+#[test]
 fn options_name_themselves_in_problems() {
     let map = Map::of(&[("TSP_HTTP_BIND_ADDRESS", "10.0.0.1")]);
     let overlay = Overlay {

@@ -22,7 +22,7 @@ const fn variable(name: &'static str, default: &'static str, effect: &'static st
 }
 
 /// Every variable that the proxy knows, in the order of the documentation.
-pub const VARIABLES: [Variable; 45] = [
+pub const VARIABLES: [Variable; 47] = [
     variable("API_KEY", "required", "what applications present"),
     variable("API_KEY_2", "none", "a second accepted key, for rotation"),
     variable(
@@ -174,6 +174,16 @@ pub const VARIABLES: [Variable; 45] = [
         "TSP_ADMIN_TOKEN",
         "none",
         "switches the admin API on; 16 characters or more",
+    ),
+    variable(
+        "TSP_TRACE_ENDPOINT",
+        "none",
+        "OTLP collector that takes traces by HTTP, such as http://127.0.0.1:4318",
+    ),
+    variable(
+        "TSP_TRACE_SAMPLE",
+        "0.01",
+        "share of requests recorded whose caller did not decide",
     ),
     variable(
         "TSP_ALLOW_LOCAL_KMS",

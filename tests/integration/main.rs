@@ -42,4 +42,5 @@ mod support;
 mod system_calls;
 mod tls;
 mod top;
+mod traces;
 mod upstream;

@@ -93,6 +93,7 @@ impl Stand {
             secrets,
             tls: None,
             balanced: true,
+            traces: None,
             instance: 1,
         };
         let (shard, mut control) = Shard::all(vec![parts]).pop().unwrap();

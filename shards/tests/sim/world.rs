@@ -398,6 +398,7 @@ impl World {
             secrets: secrets.clone(),
             tls: None,
             balanced: setup.balanced,
+            traces: None,
             instance: 1,
         });
         let ended = Rc::new(Cell::new(false));

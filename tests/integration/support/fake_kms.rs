@@ -24,6 +24,8 @@ const BLOB_PREFIX: &[u8] = b"FAKE-CIPHERTEXT:";
 pub(crate) struct Call {
     operation: String,
     body: Value,
+    /// The W3C trace context that came with it.
+    pub(crate) traceparent: Option<String>,
     answer: Sender<Option<Vec<u8>>>,
 }
 
@@ -55,11 +57,12 @@ impl FakeKms {
     /// Hands every call to the test.
     pub(crate) fn asking() -> Self {
         let (sender, calls) = channel();
-        let address = serve(move |operation, body| {
+        let address = serve(move |operation, body, traceparent| {
             let (answer, decided) = channel();
             let call = Call {
                 operation: operation.to_owned(),
                 body,
+                traceparent: traceparent.map(str::to_owned),
                 answer,
             };
             sender.send(call).ok()?;
@@ -70,7 +73,7 @@ impl FakeKms {
 
     /// Answers every call at once, with `date` in the header of that name.
     pub(crate) fn dated(date: &'static str) -> Self {
-        let address = serve(move |operation, body| {
+        let address = serve(move |operation, body, _| {
             let mut answer = response(200, &success(operation, &body));
             let after_status = answer.iter().position(|byte| *byte == b'\n')? + 1;
             let header = format!("Date: {date}\r\n").into_bytes();
@@ -85,7 +88,7 @@ impl FakeKms {
 
     /// Takes every call and never answers.
     pub(crate) fn silent() -> Self {
-        let address = serve(|_, _| {
+        let address = serve(|_, _, _| {
             thread::park();
             None
         });
@@ -131,8 +134,11 @@ fn response(status: u16, body: &Value) -> Vec<u8> {
     format!("HTTP/1.1 {status} Decided\r\nContent-Type: application/x-amz-json-1.1\r\nContent-Length: {length}\r\n\r\n{body}").into_bytes()
 }
 
-/// Serves each connection on a thread of its own; `decide` gives the answer's bytes, or `None` to hang up.
-fn serve(decide: impl Fn(&str, Value) -> Option<Vec<u8>> + Clone + Send + 'static) -> SocketAddr {
+/// Serves each connection on a thread of its own; `decide` is told operation, body and trace context, and gives the answer's
+/// bytes, or `None` to hang up.
+fn serve(
+    decide: impl Fn(&str, Value, Option<&str>) -> Option<Vec<u8>> + Clone + Send + 'static,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     thread::spawn(move || {
@@ -147,13 +153,13 @@ fn serve(decide: impl Fn(&str, Value) -> Option<Vec<u8>> + Clone + Send + 'stati
 
 fn serve_connection(
     stream: TcpStream,
-    decide: impl Fn(&str, Value) -> Option<Vec<u8>>,
+    decide: impl Fn(&str, Value, Option<&str>) -> Option<Vec<u8>>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut writer = stream.try_clone()?;
     let mut reader = BufReader::new(stream);
     loop {
-        let (mut operation, mut length) = (String::new(), 0);
+        let (mut operation, mut length, mut traceparent) = (String::new(), 0, None);
         loop {
             let mut line = String::new();
             if reader.read_line(&mut line)? == 0 {
@@ -169,13 +175,15 @@ fn serve_connection(
                     .trim()
                     .trim_start_matches("TrentService.")
                     .clone_into(&mut operation),
+                "traceparent" => traceparent = Some(value.trim().to_owned()),
                 "content-length" => length = value.trim().parse().map_err(io::Error::other)?,
                 _ => {}
             }
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
-        let Some(answer) = decide(&operation, serde_json::from_slice(&body)?) else {
+        let body = serde_json::from_slice(&body)?;
+        let Some(answer) = decide(&operation, body, traceparent.as_deref()) else {
             return Ok(());
         };
         writer.write_all(&answer)?;
