@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a proxy does when its KMSs misbehave: runs whose figures stand in tuning.md.
+"""What a proxy does when its KMSs misbehave, and what it costs to watch it: runs whose figures stand in tuning.md.
 
     cargo build --release -p tsp -p tsp-loadtest
     loadtest/misbehave.py batch      # 10,000 keys at once, again and again, under 256 open files: time, memory, files
@@ -9,12 +9,14 @@
     loadtest/misbehave.py isolation  # one tenant's key hangs for 10 s under load: the others' latency, what a refusal costs
     loadtest/misbehave.py expiry     # leased keys that end all the time, against such that do not: latency, waits for the KMS
     loadtest/misbehave.py tokens     # 3,000 operations at once that have no token yet: token calls
+    loadtest/misbehave.py watched    # CPU per request with tracing, with a dead collector, and with scrapes, against without
     loadtest/misbehave.py dashboard  # three minutes at two proxies, in the second one AWS throttles: what deploy/picture.py draws
 
 Each run starts kmssim and tsp on free ports and ends both. The two share the machine with loadgen, so times and rates are lower
 bounds; counts are what the runs are for."""
 
 import argparse
+import http.server
 import json
 import os
 import socket
@@ -318,6 +320,84 @@ def tokens(folder):
                         print("  ", report["first_failure"])
 
 
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes traces and throws them away."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def watched(folder):
+    """CPU of the proxy per leased unwrap and per wrap at a KMS: with 1 % of the requests traced, a collector running and a dead one;
+    with all of them; and with a scrape a second; each against the same without, measured in the same round, in an order that
+    changes. `again` is once more without: what such a ratio is worth on this machine. The proxy has one shard, on the first CPU."""
+    own, shared = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))[:2]]
+    cpus = {"TSP_SHARDS": "1", "TSP_CORES": own, "TSP_CONTROL_CORE": own}
+    collector = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        dead = nobody.getsockname()[1]
+
+    def traced(port, sample):
+        return {"TSP_TRACE_ENDPOINT": f"http://127.0.0.1:{port}", "TSP_TRACE_SAMPLE": sample}
+
+    variants = {
+        "without": {},
+        "again": {},
+        "1 % traced": traced(collector.server_port, "0.01"),
+        "1 %, dead": traced(dead, "0.01"),
+        "all traced": traced(collector.server_port, "1"),
+        "scraped": {},
+    }
+    runs = {"leased unwrap": ("unwrap", ["--leasing"]), "KMS wrap": ("wrap", [])}
+    load = ["--tenants", "tenant-1", "--connections", 32, "--cores", shared, "--seconds", SECONDS]
+    for run, (operation, leasing) in runs.items():
+        print(f"{run}, {SECONDS} s each, {ROUNDS} rounds, {IO}")
+        print("round  variant     us per request  requests/s  failed  spans sent, dropped  scrapes")
+        figures = {variant: [] for variant in variants}
+        for number in range(ROUNDS):
+            order = list(variants)[number % len(variants) :] + list(variants)[: number % len(variants)]
+            for variant in order:
+                with Kmssim(folder, "--providers", "aws", "--tenants", 1, *leasing, cpu=shared) as kmssim:
+                    with Tsp(folder, kmssim.config, **cpus, **variants[variant]) as tsp:
+                        done, scrapes = threading.Event(), [0]
+
+                        def scrape():
+                            while not done.wait(1):
+                                call(tsp.health, "GET", "/metrics")
+                                scrapes[0] += 1
+
+                        scraper = threading.Thread(target=scrape)
+                        if variant == "scraped":
+                            scraper.start()
+                        report = tsp.load(folder, operation, *load, "--server-pid", tsp.process.pid)
+                        done.set()
+                        if variant == "scraped":
+                            scraper.join()
+                        spans = [tsp.metric(f"tsp_trace_spans_{what}_total") for what in ("sent", "dropped")]
+                figure = report["server_cpu"]["us_per_request"]
+                figures[variant].append(figure)
+                shown = f"{spans[0]:.0f}, {spans[1]:.0f}"
+                rate = report["requests_per_second"]
+                print(f"{number + 1:5}  {variant:10}  {figure:14.2f}  {rate:10.0f}  {report['failed']:6}  {shown:19}  {scrapes[0]}")
+        print("variant     us per request: median (least, most)   to without in the same round: median (least, most)")
+        for variant, measured in figures.items():
+            ratios = [figure / without for figure, without in zip(measured, figures["without"])]
+            texts = []
+            for numbers, form in ((sorted(measured), "{:.2f} ({:.2f}, {:.2f})"), (sorted(ratios), "{:.3f} ({:.3f}, {:.3f})")):
+                texts.append(form.format(numbers[len(numbers) // 2], numbers[0], numbers[-1]))
+            print(f"{variant:10}  {texts[0]:41}  {texts[1]}")
+    collector.shutdown()
+
+
 def dashboard(folder):
     """All operations at two proxies for three minutes. In the second one AWS throttles six of ten calls."""
     minutes, rate = 3, 150
@@ -343,17 +423,19 @@ def dashboard(folder):
                     caller.join()
 
 
-RUNS = {run.__name__: run for run in (batch, closing, cold, dashboard, expiry, faults, isolation, tokens)}
+RUNS = {run.__name__: run for run in (batch, closing, cold, dashboard, expiry, faults, isolation, tokens, watched)}
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("run", choices=RUNS)
 options.add_argument("--bin", type=Path, default=ROOT / "target/release", help="folder of the programs (default: %(default)s)")
 options.add_argument("--io", choices=("epoll", "uring"), default="epoll", help="the proxy's I/O back end (default: %(default)s)")
-options.add_argument("--rounds", type=int, default=7, help="rounds of isolation and expiry (default: %(default)s)")
+options.add_argument("--rounds", type=int, default=7, help="rounds of isolation, expiry and watched (default: %(default)s)")
 options.add_argument("--rate", type=int, default=1500, help="wraps a second in expiry, and for the others in isolation (default: %(default)s)")
+options.add_argument("--seconds", type=int, default=6, help="length of one measurement of watched (default: %(default)s)")
 options.add_argument("--keep", type=Path, default=Path("prometheus-data"), help="folder for dashboard's data (default: %(default)s)")
 options = options.parse_args()
 ROUNDS = options.rounds
 RATE = options.rate
+SECONDS = options.seconds
 KEEP = options.keep
 IO = options.io
 programs.use(options.bin, options.io, "tsp", "kmssim", "loadgen")

@@ -5,7 +5,7 @@ use std::thread;
 use serde_json::json;
 
 use crate::support::{
-    config::{self, As, AwsKms, local_kms, tenant},
+    config::{self, As, AwsKms, leased, local_kms, tenant},
     fake_kms::FakeKms,
     http::Request,
     metadata, on_both,
@@ -13,6 +13,9 @@ use crate::support::{
     proxy::{API_KEY, Io, Proxy, Setup},
     request, text,
 };
+
+/// Series of a scrape after one kind of request, on two shards, however many tenants there are.
+const SERIES_MAX: usize = 1_500;
 
 /// `acme` at a KMS in the test's hands, `globex` on a local key.
 fn start(io: Io) -> (Proxy, FakeKms) {
@@ -122,6 +125,37 @@ on_both! {
         assert_eq!(metrics.count("tsp_client_requests_total", &[]), 501.0);
         let series = metrics.text().lines().filter(|line| line.starts_with("tsp_client_requests_total{")).count();
         assert!(series <= 100, "{series} series");
+    }
+
+    fn ten_thousand_tenants_make_a_scrape_no_longer_than_a_hundred_do(io) {
+        const TENANTS: usize = 10_000;
+        let name = |number: usize| format!("tenant-{number}");
+        let mut pieces = vec![leased(&local_kms(1, 0x11))];
+        pieces.extend((0..TENANTS).map(|number| tenant(&name(number), &[(1, As::Primary)])));
+        let proxy = Setup::serve(io, &config::file(&pieces)).start();
+        let mut connection = proxy.connect();
+        let mut use_all = |numbers: std::ops::Range<usize>| {
+            for number in numbers {
+                let body = metadata(&name(number));
+                // The second one finds its leased key in memory, which is counted by tenant.
+                for _ in 0..2 {
+                    connection.ask(&Request::api("document/wrap", API_KEY, &body)).ok();
+                }
+            }
+        };
+        let scrape = || {
+            let began = std::time::Instant::now();
+            let text = proxy.metrics().text().to_owned();
+            let series = text.lines().filter(|line| !line.starts_with('#')).count();
+            eprintln!("a scrape: {series} series, {} bytes, {:?}", text.len(), began.elapsed());
+            (series, text)
+        };
+        use_all(0..100);
+        let (few, _) = scrape();
+        use_all(100..TENANTS);
+        let (many, text) = scrape();
+        assert_eq!(many, few, "{text}");
+        assert!(many <= SERIES_MAX, "{many} series:\n{text}");
     }
 
     fn the_page_for_operators_names_every_family(io) {
