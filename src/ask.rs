@@ -73,7 +73,8 @@ impl Target {
     }
 
     async fn exchange<R: Rt>(&self, rt: &R, question: &Question) -> Result<Bytes, String> {
-        let stream = self.connect(rt, question.timeout).await;
+        let to = (self.host.as_str(), self.port);
+        let stream = connect(rt, to, self.tls.as_ref(), question.timeout).await;
         let stream = stream.map_err(|why| why.to_string())?;
         let broken = |why: hyper::Error| why.to_string();
         let (mut sender, connection) = http1::Builder::new()
@@ -106,29 +107,34 @@ impl Target {
             Err(format!("the answer is {status}"))
         }
     }
+}
 
-    async fn connect<R: Rt>(
-        &self,
-        rt: &R,
-        timeout: Duration,
-    ) -> Result<MaybeTls<R::Stream>, NetError> {
-        let addresses: Vec<SocketAddr> = rt.resolve(&self.host, self.port).await?;
-        let mut failed = NetError::Unresolved;
-        // Time for each, so that the first that is silent does not keep the others from being tried.
-        let tries = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
-        for address in addresses {
-            match rt.connect(address, timeout / tries).await {
-                Ok(stream) => {
-                    return Ok(match &self.tls {
-                        None => MaybeTls::Plain(stream),
-                        Some(tls) => tls::connect(stream, tls, &self.host).await?.into(),
-                    });
-                }
-                Err(why) => failed = why,
+/// A connection to `host`, by TLS if there is one, to the first of its addresses that takes it.
+///
+/// # Errors
+/// Why none did.
+pub(crate) async fn connect<R: Rt>(
+    rt: &R,
+    (host, port): (&str, u16),
+    tls: Option<&ClientTls>,
+    timeout: Duration,
+) -> Result<MaybeTls<R::Stream>, NetError> {
+    let addresses: Vec<SocketAddr> = rt.resolve(host, port).await?;
+    let mut failed = NetError::Unresolved;
+    // Time for each, so that the first that is silent does not keep the others from being tried.
+    let tries = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    for address in addresses {
+        match rt.connect(address, timeout / tries).await {
+            Ok(stream) => {
+                return Ok(match tls {
+                    None => MaybeTls::Plain(stream),
+                    Some(tls) => tls::connect(stream, tls, host).await?.into(),
+                });
             }
+            Err(why) => failed = why,
         }
-        Err(failed)
     }
+    Err(failed)
 }
 
 #[cfg(test)]

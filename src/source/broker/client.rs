@@ -4,7 +4,6 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
     sync::atomic::{AtomicI64, Ordering},
     time::{Duration, SystemTime},
 };
@@ -14,15 +13,14 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, Response, Uri, body::Incoming, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tsp_rt::{
-    NetError, Rt,
-    tls::{self, ClientTls, MaybeTls},
-};
+use tsp_rt::{Rt, tls::ClientTls};
 use tsp_wire::account::{
     ErrorAnswer,
     env::ServiceAccount,
     token::{self, CLOCK_ERROR_S_MAX},
 };
+
+use crate::ask;
 
 /// Longest time for a connection, with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -252,7 +250,9 @@ impl Client {
 
     async fn exchange<R: Rt>(&self, rt: &R, call: &Call<'_>) -> Result<Answered, Failure> {
         let request = self.request(rt, call)?;
-        let connecting = tsp_rt::timeout(rt, CONNECT_TIMEOUT, self.connect(rt));
+        let to = (self.host.as_str(), self.port);
+        let connecting = ask::connect(rt, to, self.tls.as_ref(), CONNECT_TIMEOUT);
+        let connecting = tsp_rt::timeout(rt, CONNECT_TIMEOUT, connecting);
         let stream = connecting.await.and_then(|connected| connected);
         let stream = stream.map_err(|why| Failure::Way(why.to_string()))?;
         let broken = |why: hyper::Error| Failure::Way(why.to_string());
@@ -300,25 +300,6 @@ impl Client {
         request
             .body(body)
             .map_err(|_| own("no request can be made"))
-    }
-
-    async fn connect<R: Rt>(&self, rt: &R) -> Result<MaybeTls<R::Stream>, NetError> {
-        let addresses: Vec<SocketAddr> = rt.resolve(&self.host, self.port).await?;
-        let mut failed = NetError::Unresolved;
-        // Time for each, so that the first that is silent does not keep the others from being tried.
-        let tries = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
-        for address in addresses {
-            match rt.connect(address, CONNECT_TIMEOUT / tries).await {
-                Ok(stream) => {
-                    return Ok(match &self.tls {
-                        None => MaybeTls::Plain(stream),
-                        Some(tls) => tls::connect(stream, tls, &self.host).await?.into(),
-                    });
-                }
-                Err(why) => failed = why,
-            }
-        }
-        Err(failed)
     }
 
     async fn read<R: Rt>(
