@@ -109,6 +109,10 @@ struct State {
     news: bool,
     /// Whether what was published differs from what was before in nothing but tenant secrets.
     only_secrets: bool,
+    /// The certificate that shards were given; `None` once all have it.
+    settling_tls: Option<String>,
+    /// How many listed API keys shards were given; `None` once all have them.
+    settling_keys: Option<usize>,
 }
 
 impl<R: Rt> Control<R> {
@@ -133,6 +137,8 @@ impl<R: Rt> Control<R> {
             asked: false,
             news: false,
             only_secrets: false,
+            settling_tls: None,
+            settling_keys: None,
         };
         if let Some((first, left_out)) = first {
             state.published = Some(self.publish(first, &left_out, left_out.len()));
@@ -141,10 +147,13 @@ impl<R: Rt> Control<R> {
             self.refreshed(Duration::ZERO);
         }
         loop {
-            let wait = match state.settling_since {
-                Some(_) if !state.settle_warned => SETTLE_LOOK_EVERY,
-                Some(_) | None => state.look_at.saturating_duration_since(self.rt.now()),
-            };
+            let settling = (state.settling_since.is_some() && !state.settle_warned)
+                || state.settling_tls.is_some()
+                || state.settling_keys.is_some();
+            let mut wait = state.look_at.saturating_duration_since(self.rt.now());
+            if settling {
+                wait = wait.min(SETTLE_LOOK_EVERY);
+            }
             match tsp_rt::timeout(&self.rt, wait, self.commands.recv()).await {
                 Err(_) => {}
                 Ok(Some(Command::Signal(SIGHUP))) => {
@@ -171,6 +180,7 @@ impl<R: Rt> Control<R> {
                 }
             }
             self.settle(&mut state);
+            self.settle_renewed(&mut state);
             let now = self.rt.now();
             if now >= state.look_at {
                 state.look_at = now + FILE_CHECK_EVERY;
@@ -251,8 +261,8 @@ impl<R: Rt> Control<R> {
             account,
         } = looked;
         self.looked_at_account(account);
-        self.looked_at_tls(tls);
-        self.looked_at_keys(keys);
+        self.looked_at_tls(state, tls);
+        self.looked_at_keys(state, keys);
         let same = new.is_none();
         if let Some(New { snapshot, left_out }) = new {
             state.only_secrets = left_out.is_none();
@@ -295,16 +305,13 @@ impl<R: Rt> Control<R> {
     }
 
     /// Takes note of the client API's certificate.
-    fn looked_at_tls(&mut self, tls: Polled<ServerTls>) {
+    fn looked_at_tls(&mut self, state: &mut State, tls: Polled<ServerTls>) {
         match tls {
             Polled::Same | Polled::StillFailed | Polled::NotAsked => {}
             Polled::New(tls) => {
                 self.metrics.tls_reloads.inc();
                 self.metrics.certificate(&tls);
-                tracing::info!(
-                    certificate = tls.fingerprint(),
-                    "the client API has a new certificate"
-                );
+                state.settling_tls = Some(tls.fingerprint());
                 if let Some(shards) = &mut self.shards {
                     shards.renew_tls(&tls);
                 }
@@ -342,7 +349,7 @@ impl<R: Rt> Control<R> {
     }
 
     /// Takes note of the keys that applications present.
-    fn looked_at_keys(&mut self, keys: Polled<Keys>) {
+    fn looked_at_keys(&mut self, state: &mut State, keys: Polled<Keys>) {
         match keys {
             Polled::Same | Polled::StillFailed | Polled::NotAsked => {}
             Polled::New(keys) => {
@@ -351,7 +358,7 @@ impl<R: Rt> Control<R> {
                 if let Some(shards) = &mut self.shards {
                     shards.renew_api_keys(&keys.api_keys);
                 }
-                tracing::info!(listed = keys.listed, "the API keys have changed");
+                state.settling_keys = Some(keys.listed);
             }
             Polled::Failed(problems) => {
                 self.metrics.api_keys_reload_failures.inc();
@@ -450,6 +457,21 @@ impl<R: Rt> Control<R> {
                 config_version = version.0,
                 "a shard has not taken the new configuration after {SETTLE_WARN_AFTER:?}"
             );
+        }
+    }
+
+    /// Tells of a new certificate and of new API keys once every shard goes by them: who reads it may rely on it.
+    fn settle_renewed(&self, state: &mut State) {
+        let Some(shards) = &self.shards else { return };
+        if shards.has_renewed_tls()
+            && let Some(certificate) = state.settling_tls.take()
+        {
+            tracing::info!(certificate, "the client API has a new certificate");
+        }
+        if shards.has_renewed_api_keys()
+            && let Some(listed) = state.settling_keys.take()
+        {
+            tracing::info!(listed, "the API keys have changed");
         }
     }
 

@@ -179,6 +179,15 @@ impl<T> LatestSender<T> {
     }
 }
 
+impl<T> LatestSender<T> {
+    /// Whether the receiver has taken what was published last. What it does with it before it next lets other tasks of its
+    /// core run is then done, as far as those tasks can tell.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        self.sender.is_empty()
+    }
+}
+
 impl<T> fmt::Debug for LatestSender<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LatestSender").finish_non_exhaustive()
@@ -294,10 +303,13 @@ mod tests {
     #[test]
     fn the_newest_replaces_what_waits() {
         let (mut sender, mut receiver) = latest();
+        assert!(sender.is_taken(), "nothing was published");
         assert_eq!(sender.publish(1), None);
         assert_eq!(sender.publish(2), Some(1));
         assert_eq!(sender.publish(3), Some(2));
+        assert!(!sender.is_taken());
         assert_eq!(receiver.try_recv(), Some(3));
+        assert!(sender.is_taken());
         assert_eq!(receiver.try_recv(), None);
         assert_eq!(sender.publish(4), None);
         drop(sender);

@@ -307,6 +307,18 @@ impl ShardSet {
         }
     }
 
+    /// Whether what [`ShardSet::renew_tls`] gave last is in force everywhere.
+    #[must_use]
+    pub fn has_renewed_tls(&self) -> bool {
+        self.controls.iter().all(ShardControl::has_renewed_tls)
+    }
+
+    /// Whether what [`ShardSet::renew_api_keys`] gave last is in force everywhere.
+    #[must_use]
+    pub fn has_renewed_api_keys(&self) -> bool {
+        self.controls.iter().all(ShardControl::has_renewed_api_keys)
+    }
+
     /// Tells the shards whether the configurations are young enough. While they are not, key operations are refused.
     pub fn set_fresh(&self, fresh: bool) {
         self.controls

@@ -116,6 +116,18 @@ impl ShardControl {
         self.api_keys.publish(Arc::clone(api_keys));
     }
 
+    /// Whether what [`ShardControl::renew_tls`] gave last is in force.
+    #[must_use]
+    pub fn has_renewed_tls(&self) -> bool {
+        self.tls.is_taken()
+    }
+
+    /// Whether what [`ShardControl::renew_api_keys`] gave last is in force.
+    #[must_use]
+    pub fn has_renewed_api_keys(&self) -> bool {
+        self.api_keys.is_taken()
+    }
+
     /// The snapshot that the shard works with; `None` before its first.
     #[must_use]
     pub fn snapshot_version(&self) -> Option<SnapshotVersion> {

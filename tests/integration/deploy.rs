@@ -1,21 +1,17 @@
 //! What stands in deploy/: by the tools that it is written for, and with a running proxy. deploy/test.py, deploy/live.py,
 //! loadtest/rolling.py and loadtest/rotations.py have the checks.
 
-use std::{
-    path::Path,
-    process::{Child, Command, Stdio},
-};
+use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
 use crate::support::{
-    broker::{Account, Vendor, local_content},
+    broker::{Vendor, local_content},
     child,
-    log::Log,
+    logdriver::Logdriver,
     metadata, on_both,
     peers::{source_folder, target_folder},
-    proxy::{Io, Proxy},
-    text,
+    proxy::Io,
 };
 
 /// What `./x setup` has made for the checks; `None` if it has not been run.
@@ -62,39 +58,6 @@ fn manifests_units_rules_and_dashboards_are_what_their_tools_want() {
     assert_ok(command, 10);
 }
 
-/// A program that ends with this.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A logdriver of that service account, which writes events to its standard output. Gives the address of its metrics as well.
-fn logdriver(account: &Account, proxy: &Proxy, store: &Path) -> (Running, String) {
-    let producer = proxy.event.expect("the event socket's address is told");
-    let mut command = child::command(child::beside_tsp("tsp-logdriver"));
-    command
-        .envs(account.0.iter().filter(|(name, _)| *name != "API_KEY"))
-        .env("LOGDRIVER_EVENT_PRODUCER_URL", format!("tcp://{producer}"))
-        .env("LOGDRIVER_STORE", store)
-        .env("LOGDRIVER_STORE_FREE_MIN", "0")
-        .env("LOGDRIVER_BUFFER_POLL_INTERVAL", "20")
-        .env("LOGDRIVER_HEALTH_BIND_ADDRESS", "127.0.0.1:0")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
-    let mut child = child::spawn(command);
-    let log = Log::default();
-    log.follow(child.stdout.take().expect("stdout is a pipe"));
-    let serving = log.wait_json(0, "line that tells the address", |line| {
-        line["message"] == "serving"
-    });
-    (Running(child), text(&serving.0, "health").to_owned())
-}
-
 #[test]
 fn a_real_prometheus_runs_every_query_over_a_live_proxy_broker_and_logdriver() {
     let Some(mut command) = python() else { return };
@@ -104,10 +67,12 @@ fn a_real_prometheus_runs_every_query_over_a_live_proxy_broker_and_logdriver() {
         .account()
         .setup(Io::Epoll)
         .env("TSP_ALLOW_LOCAL_KMS", "true")
+        // Nobody is there, but then there are the metrics of tracing.
+        .env("TSP_TRACE_ENDPOINT", "http://127.0.0.1:9/v1/traces")
         .start();
     proxy.wait_for_ready(200);
     let store = TempDir::new().expect("a temporary folder can be made");
-    let (_logdriver, logdriver) = logdriver(&vendor.account(), &proxy, store.path());
+    let logdriver = Logdriver::of(&vendor.account(), &proxy, &store);
     for _ in 0..10 {
         proxy.call("document/wrap", &metadata("acme"));
         proxy.call("document/wrap", &metadata("nobody"));
@@ -119,7 +84,7 @@ fn a_real_prometheus_runs_every_query_over_a_live_proxy_broker_and_logdriver() {
         .args(["--seconds", "4"])
         .arg(format!("tsp={}", proxy.health))
         .arg(format!("tsp-broker={broker}"))
-        .arg(format!("tsp-logdriver={logdriver}"));
+        .arg(format!("tsp-logdriver={}", logdriver.health()));
     assert_ok(command, 4);
 }
 

@@ -7,7 +7,6 @@ use std::{
         net::UnixStream,
     },
     path::Path,
-    thread,
 };
 
 use rustix::process::Signal;
@@ -22,7 +21,7 @@ use crate::support::{
     metrics::Metrics,
     on_both,
     proxy::{API_KEY, Io, Proxy, Setup},
-    text,
+    text, until,
 };
 
 /// A request that every shard answers by itself.
@@ -45,18 +44,17 @@ fn ourselves(path: &Path) -> (u32, u32) {
 
 /// What each shard holds, once all of them together hold `total`.
 fn held(proxy: &Proxy, shards: usize, total: usize) -> Vec<f64> {
-    loop {
+    let mut all = Vec::new();
+    until("the shards hold all connections", || {
         let metrics = Metrics::read(proxy.health);
         let shard = |index: usize| {
             let index = index.to_string();
             metrics.count("tsp_connections", &[("shard", &index)])
         };
-        let held: Vec<_> = (0..shards).map(shard).collect();
-        if held.iter().sum::<f64>() == total as f64 {
-            return held;
-        }
-        thread::yield_now();
-    }
+        all = (0..shards).map(shard).collect();
+        all.iter().sum::<f64>() == total as f64
+    });
+    all
 }
 
 /// Opens 32 connections, `rounds` times; no shard may ever hold more than `most` of them.

@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt as _,
-    time::{Duration, Instant},
 };
 
 use aes_gcm::{Aes256Gcm, KeyInit as _, aead::Aead as _};
@@ -22,15 +21,12 @@ use crate::support::{
     kmssim::{ClientKey, Provider, Simulator},
     metadata, on_both,
     proxy::{Io, Proxy, Setup},
-    request, text,
+    request, text, until,
 };
 
 const SEED: u8 = 0x31;
 
 const ADMIN_TOKEN: &str = "canary-admin-token";
-
-/// Longest wait for something that takes a second or two.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn local(io: Io) -> Setup {
     let config = config::file(&[
@@ -162,16 +158,6 @@ fn one_shard(io: Io) -> Setup {
         tenant("acme", &[(1, As::Primary)]),
     ]);
     Setup::serve(io, &config).env("TSP_SHARDS", "1")
-}
-
-/// Does `what` until it says that it is done.
-#[track_caller]
-fn until(what: &str, mut is_done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_done() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 on_both! {

@@ -1,11 +1,16 @@
 //! A proxy and a logdriver, whole: what is done at the one comes out of the other, once per event, in a chain.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::mpsc::{Receiver, channel},
+};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
+    PATIENCE,
+    broker::{Relay, Vendor, answer, local_content},
     config::two_local_tenants,
     logdriver::Logdriver,
     on_both,
@@ -119,6 +124,71 @@ fn all_of_it_comes_out(io: Io, acknowledged: bool) {
         let all = 1..=u64::try_from(numbers.len()).expect("few");
         assert_eq!(numbers, all.collect(), "{tenant}");
     }
+}
+
+/// Webhooks for a tenant, in the test's hands: what was delivered to it.
+fn webhook() -> (Relay, Receiver<Value>) {
+    let (sender, events) = channel();
+    let relay = Relay::start(Box::new(move |request| {
+        let delivered: Vec<Value> = serde_json::from_slice(&request.body).expect("a list");
+        for event in delivered {
+            let _ = sender.send(event);
+        }
+        Some(answer(200, &[], b""))
+    }));
+    (relay, events)
+}
+
+#[test]
+fn log_systems_come_sealed_from_the_broker_and_outlive_it() {
+    let mut vendor = Vendor::new();
+    for (number, tenant) in (1..).zip(["acme", "globex"]) {
+        vendor.tenant(tenant, &local_content(number), &[]);
+    }
+    let (hook, delivered) = webhook();
+    let secret = "0123456789abcdef0123456789abcdef";
+    let content = json!({ "type": "WEBHOOK", "url": hook.url(), "hmacSecret": secret });
+    vendor.logging("acme", &content);
+    let setup = vendor.account().setup(Io::Epoll);
+    let proxy = setup.env("TSP_ALLOW_LOCAL_KMS", "true").start();
+    proxy.wait_for_ready(200);
+    let wrap = |tenant: &str, id: &str| {
+        let body = with_id(tenant, id, json!({}));
+        proxy.call("document/wrap", &body).ok();
+    };
+    let next_of_acme = |id: &str| loop {
+        let event = delivered.recv_timeout(PATIENCE).expect("it is delivered");
+        assert_eq!(text(&event, "tenantId"), "acme");
+        if event["iclFields"]["requestId"] == id {
+            return;
+        }
+    };
+    let store = TempDir::new().expect("a temporary folder can be made");
+    let account = vendor.account();
+    let mut logdriver = Logdriver::of(&account, &proxy, &store);
+    wrap("acme", "a1");
+    wrap("globex", "g1");
+    next_of_acme("a1");
+    // A tenant without a log system has the logdriver's own output, and nobody else's events are there.
+    let own = logdriver.take_until(&["g1"]);
+    assert!(
+        own.iter().all(|event| event["tenantId"] == "globex"),
+        "{own:?}"
+    );
+
+    // What it was told last serves without the broker, from its own disk.
+    logdriver.kill();
+    vendor.kill_broker();
+    let mut logdriver = Logdriver::of(&account, &proxy, &store);
+    wrap("acme", "a2");
+    next_of_acme("a2");
+
+    vendor.start_broker();
+    vendor.admin(&["logging", "remove", "acme"]);
+    logdriver.hang_up();
+    logdriver.wait_for_metric("logdriver_configs", 0.0);
+    wrap("acme", "a3");
+    logdriver.take_until(&["a3"]);
 }
 
 on_both! {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use rustix::process::Signal;
+use scopeguard::defer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -20,7 +21,7 @@ use crate::support::{
     logdriver::{Logdriver, name},
     metadata, on_both,
     proxy::{API_KEY, Io, Proxy, Setup},
-    request, text,
+    request, text, until,
 };
 
 const LOST: &str = "TSP_EVENTS_LOST";
@@ -185,12 +186,12 @@ fn a_killed_proxy_loses_its_last_events_alone(io: Io, mode: Mode) {
         for _ in 0..4 {
             scope.spawn(|| load(proxy.http, &answered, &done, &next));
         }
-        while done.load(Ordering::Relaxed) < BEFORE {
-            thread::yield_now();
-        }
-        let handed_over = proxy.metrics().count("tsp_events_pushed_total", &[]);
-        proxy.signal(Signal::KILL);
-        handed_over
+        // It ends the load, too, whatever fails.
+        defer!(proxy.signal(Signal::KILL));
+        until("requests are answered", || {
+            done.load(Ordering::Relaxed) >= BEFORE
+        });
+        proxy.metrics().count("tsp_events_pushed_total", &[])
     });
     let answered = answered.into_inner().expect("nobody panicked with it");
     drop(proxy);

@@ -10,19 +10,18 @@ use std::{
     time::Duration,
 };
 
+use scopeguard::defer;
 use serde_json::{Value, json};
 use tsp_shards::Limits;
 
 use crate::support::{
+    PATIENCE,
     http::{Answer, Connection, Request},
     kmssim::{ClientKey, Provider, SampleShape, Simulator},
     metadata, on_both,
     proxy::{API_KEY, Io, Proxy},
     request,
 };
-
-/// Longest wait for something that takes seconds at most.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often a flood is tried: one that takes longer than an attempt at the KMS meets an open breaker, which is another refusal.
 const ROUNDS_MAX: usize = 10;
@@ -90,7 +89,7 @@ impl Stand {
                 }
             });
             // A flood that fails must not leave the other waiting.
-            let _over = SetOnDrop(&over);
+            defer!(over.store(true, Relaxed));
             let came = (0..ROUNDS_MAX).any(|_| {
                 self.hang();
                 let came = flood();
@@ -106,14 +105,6 @@ impl Stand {
     fn refused_by(&self, limit: &str) -> f64 {
         let family = "tsp_requests_refused_total";
         self.proxy.metrics().count(family, &[("limit", limit)])
-    }
-}
-
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
     }
 }
 

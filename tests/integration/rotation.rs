@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustix::process::Signal;
+use scopeguard::defer;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -20,7 +21,7 @@ use crate::support::{
     metrics::Metrics,
     on_both,
     proxy::{API_KEY, Io, Proxy, Setup, replace_file},
-    request, text,
+    request, text, until,
 };
 
 /// Rotations in a test; `TSP_TEST_ROTATIONS` in the environment is another number.
@@ -147,6 +148,7 @@ on_both! {
             for asked in &asked {
                 let (over, current, proxy) = (&over, &current, &proxy);
                 scope.spawn(move || {
+                    defer!(over.store(true, Ordering::Relaxed));
                     let mut connection = Connection::open(proxy.http);
                     while !over.load(Ordering::Relaxed) {
                         let key = current.lock().expect("nobody panics with it").clone();
@@ -156,6 +158,8 @@ on_both! {
                     }
                 });
             }
+            // Whatever fails here or there, nobody goes on for ever.
+            defer!(over.store(true, Ordering::Relaxed));
             let mut old_line = first_line.clone();
             for number in 1..=rotations() {
                 let (key, line) = create(&["--label", &format!("k{}", number % 7 + 7 * (number % 2))]);
@@ -164,14 +168,14 @@ on_both! {
                 // Each has begun a request with the new key: what is under way is finished before the old one goes.
                 for asked in &asked {
                     let before = asked.load(Ordering::Relaxed);
-                    while asked.load(Ordering::Relaxed) < before + 2 {
-                        thread::yield_now();
-                    }
+                    until("requests go on", || {
+                        assert!(!over.load(Ordering::Relaxed), "a request failed");
+                        asked.load(Ordering::Relaxed) >= before + 2
+                    });
                 }
                 replace(&proxy, &path, &file_of(&[&line]), CHANGED);
                 old_line = line;
             }
-            over.store(true, Ordering::Relaxed);
         });
         let metrics = Metrics::read(proxy.health);
         assert!(metrics.count("tsp_api_keys_reloads_total", &[]) >= 2.0 * rotations() as f64);

@@ -13,6 +13,11 @@ pub(crate) mod metrics;
 pub(crate) mod peers;
 pub(crate) mod proxy;
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use base64::Engine as _;
 pub(crate) use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -42,6 +47,19 @@ macro_rules! on_both {
     )+ };
 }
 pub(crate) use on_both;
+
+/// Longest wait for what other threads or processes do. A busy machine with two cores has taken 20 s to start a process.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Asks until it `is_done`; not for ever, so that what never comes fails the test instead of stopping all of them.
+#[track_caller]
+pub(crate) fn until(what: &str, mut is_done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_done() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
 
 /// Metadata of `tenant`, with `members` added at the top level.
 pub(crate) fn request(tenant: &str, members: Value) -> Value {

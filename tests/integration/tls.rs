@@ -14,6 +14,7 @@ use rcgen::{
     SanType, date_time_ymd,
 };
 use rustix::process::Signal;
+use scopeguard::defer;
 use serde_json::Value;
 use tempfile::TempDir;
 use tsp_loadtest::{
@@ -30,7 +31,7 @@ use crate::support::{
     metrics::Metrics,
     on_both,
     proxy::{API_KEY, Io, Proxy, Setup, replace_file},
-    text,
+    text, until,
 };
 
 /// New certificates in a test; `TSP_TEST_ROTATIONS` in the environment is another number.
@@ -239,6 +240,7 @@ on_both! {
             for kept in [true, false] {
                 let (target, over, asked) = (target.clone(), &over, &asked);
                 scope.spawn(move || tsp_rt::run_here(async |rt| {
+                    defer!(over.store(true, Ordering::Relaxed));
                     let call = Call::wrap("acme");
                     let mut client = Client::new(rt.clone(), target.clone());
                     while !over.load(Ordering::Relaxed) {
@@ -250,6 +252,8 @@ on_both! {
                     }
                 }).unwrap());
             }
+            // Whatever fails here or there, nobody goes on for ever.
+            defer!(over.store(true, Ordering::Relaxed));
             let mut from = proxy.log.len();
             for _ in 0..rotations {
                 authority.renew();
@@ -265,11 +269,11 @@ on_both! {
             let line = told(&proxy, from, "the last good certificate stays in force");
             assert!(line["message"].as_str().unwrap().contains("TSP_TLS_CERTIFICATE"), "{line}");
             let before = asked.load(Ordering::Relaxed);
-            while asked.load(Ordering::Relaxed) < before + 10 && !over.load(Ordering::Relaxed) {
-                thread::yield_now();
-            }
+            until("requests go on", || {
+                assert!(!over.load(Ordering::Relaxed), "a request failed");
+                asked.load(Ordering::Relaxed) >= before + 10
+            });
             replace_file(&authority.path("tsp.pem"), &good);
-            over.store(true, Ordering::Relaxed);
         });
         let metrics = Metrics::read(proxy.health);
         assert!(metrics.count("tsp_tls_reloads_total", &[]) >= rotations as f64);

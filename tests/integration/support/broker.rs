@@ -144,6 +144,15 @@ impl Vendor {
         id
     }
 
+    /// Gives a tenant a log system.
+    #[track_caller]
+    pub(crate) fn logging(&self, tenant: &str, content: &Value) {
+        let file = self.folder.path().join("logging.json");
+        fs::write(&file, content.to_string()).expect("a file can be written");
+        let file = file.to_str().expect("temporary paths are UTF-8");
+        self.admin(&["logging", "set", tenant, "--file", file]);
+    }
+
     /// All tenants of a simulator, with their keys there.
     #[track_caller]
     pub(crate) fn tenants_of(&self, simulator: &Simulator) {

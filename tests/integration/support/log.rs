@@ -4,13 +4,12 @@ use std::{
     io::{BufRead as _, BufReader, Read},
     sync::{Arc, Condvar, Mutex},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use serde_json::Value;
 
-/// Longest wait for a line. A busy machine with two cores has taken 20 s to start a process.
-const LINE_TIMEOUT: Duration = Duration::from_secs(90);
+use super::PATIENCE;
 
 /// Lines shown when something fails.
 const TAIL_LINES: usize = 40;
@@ -48,7 +47,7 @@ impl Log {
         what: &str,
         pick: impl Fn(&str) -> Option<T>,
     ) -> (T, usize) {
-        let deadline = Instant::now() + LINE_TIMEOUT;
+        let deadline = Instant::now() + PATIENCE;
         let mut next = from;
         let mut lines = self.0.0.lock().unwrap();
         loop {

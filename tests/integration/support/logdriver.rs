@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
     time::{Duration, Instant},
@@ -12,10 +12,7 @@ use std::{
 use serde_json::Value;
 use tempfile::{NamedTempFile, TempDir};
 
-use super::{child, metrics::Metrics, proxy::Proxy, text};
-
-/// Longest wait for an event. Far beyond what a busy machine takes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+use super::{PATIENCE, broker::Account, child, metrics::Metrics, proxy::Proxy, text};
 
 /// The running process.
 pub(crate) struct Logdriver {
@@ -30,8 +27,25 @@ pub(crate) struct Logdriver {
 
 impl Logdriver {
     /// One that takes `proxy`'s events, which come as `scheme` says, and has its configurations.
+    /// One that has the proxy's configuration file.
     #[track_caller]
     pub(crate) fn start(proxy: &Proxy, scheme: &str, store: &TempDir) -> Self {
+        let mut command = Self::command(proxy, scheme, store);
+        command.env("TSP_CONFIG_FILE", proxy.config_path());
+        Self::spawn(command)
+    }
+
+    /// One that has a service account, and may speak to loopback.
+    #[track_caller]
+    pub(crate) fn of(account: &Account, proxy: &Proxy, store: &TempDir) -> Self {
+        let mut command = Self::command(proxy, "tcp", store);
+        command
+            .envs(account.0.iter().filter(|(name, _)| *name != "API_KEY"))
+            .env("LOGDRIVER_ALLOW_ADDRESSES", "loopback");
+        Self::spawn(command)
+    }
+
+    fn command(proxy: &Proxy, scheme: &str, store: &TempDir) -> Command {
         let producer = proxy.event.expect("the event socket's address is told");
         let mut command = child::command(child::beside_tsp("tsp-logdriver"));
         command
@@ -43,8 +57,13 @@ impl Logdriver {
             .env("LOGDRIVER_STORE_FREE_MIN", "0")
             .env("LOGDRIVER_BUFFER_POLL_INTERVAL", "20")
             .env("LOGDRIVER_HEALTH_BIND_ADDRESS", "127.0.0.1:0")
-            .env("TSP_CONFIG_FILE", proxy.config_path())
+            .stdin(Stdio::null())
             .stdout(Stdio::piped());
+        command
+    }
+
+    #[track_caller]
+    fn spawn(command: Command) -> Self {
         let mut child = child::spawn(command);
         let out = child.stdout.take().expect("its output is piped");
         let (sender, lines) = channel();
@@ -163,6 +182,17 @@ impl Logdriver {
             .args(["--public-key", &self.public_key]);
         let output = command.output().expect("it runs");
         String::from_utf8(output.stdout).expect("it speaks UTF-8")
+    }
+
+    /// Where its health and metrics are.
+    pub(crate) fn health(&self) -> SocketAddr {
+        self.health
+    }
+
+    /// Has it look at its configurations.
+    pub(crate) fn hang_up(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("it runs");
     }
 
     pub(crate) fn kill(mut self) {
