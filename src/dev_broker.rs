@@ -1,5 +1,5 @@
-//! `tsp dev --broker`: a real `tsp-broker` beside the proxy, with a made-up vendor, tenants on LOCAL keys and a service
-//! account, made by the commands that an admin would give.
+//! `tsp dev --broker`: a real `tsp-broker` beside the proxy, with a made-up vendor, tenants on LOCAL keys and service
+//! accounts, made by the commands that an admin would give; and a real `tsp-logdriver` that takes the proxy's events.
 //!
 //! All of it is in a folder that goes with the process. LOCAL keys are what a KMS without a cloud can be; a proxy takes them
 //! from a broker only here, and where `TSP_ALLOW_LOCAL_KMS` says so.
@@ -7,6 +7,7 @@
 use std::{
     fs::{self, DirBuilder, File},
     io::{self, BufRead as _, BufReader},
+    net::SocketAddr,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -18,8 +19,12 @@ use zeroize::Zeroizing;
 
 use crate::{config::Problem, source::dev};
 
-/// The program, which lies beside this one.
+/// The programs, which lie beside this one.
 const PROGRAM: &str = "tsp-broker";
+const LOGDRIVER: &str = "tsp-logdriver";
+
+/// In the folder: what the logdriver logs, and the events, since no tenant has named a log system.
+const LOGDRIVER_OUTPUT: &str = "logdriver.jsonl";
 
 /// Ids of the made-up tenants, as `tsp-broker try-out` makes them; keys may be leased from the last one.
 const TENANTS: [&str; 3] = ["tenant-a", "tenant-b", "tenant-leased"];
@@ -35,11 +40,14 @@ pub(crate) fn tenant_ids() -> Vec<&'static str> {
     TENANTS.to_vec()
 }
 
-/// A broker that ends with this process, and what an admin needs.
+/// A broker and a logdriver that end with this process, and what an admin needs.
 #[derive(Debug)]
 pub(crate) struct DevBroker {
     child: Child,
+    /// Started once the proxy has events.
+    logdriver: Option<Child>,
     program: PathBuf,
+    logdriver_program: PathBuf,
     folder: PathBuf,
     /// Tells others that the folder is in use.
     _lock: File,
@@ -55,7 +63,7 @@ impl DevBroker {
     /// What could not be done.
     pub(crate) fn start() -> Result<(Self, ServiceAccount), Problem> {
         let failed = |why: String| Problem::new("--broker", why);
-        let program = program().map_err(failed)?;
+        let [program, logdriver_program] = programs().map_err(failed)?;
         let io_failed = |why: io::Error| failed(why.to_string());
         let word = || dev::random::<16>().map(|bytes| URL_SAFE_NO_PAD.encode(*bytes));
         let parent = std::env::temp_dir();
@@ -81,7 +89,9 @@ impl DevBroker {
         // From here on dropping it cleans up.
         let mut broker = Self {
             child,
+            logdriver: None,
             program,
+            logdriver_program,
             folder,
             _lock: lock,
             url: String::new(),
@@ -95,6 +105,32 @@ impl DevBroker {
     /// Where it listens.
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Starts the logdriver, on the events that the proxy has at `events`; gives the file that it writes.
+    ///
+    /// # Errors
+    /// What could not be done.
+    pub(crate) fn start_logdriver(&mut self, events: SocketAddr) -> io::Result<PathBuf> {
+        let path = self.folder.join(LOGDRIVER_OUTPUT);
+        let output = File::create(&path)?;
+        let logdriver = Command::new(&self.logdriver_program)
+            .arg("--die-with-parent")
+            .env(
+                "TSP_SERVICE_ACCOUNT_FILE",
+                self.folder.join("logdriver.env"),
+            )
+            .env("LOGDRIVER_EVENT_PRODUCER_URL", format!("tcp://{events}"))
+            .env("LOGDRIVER_STORE", self.folder.join("events"))
+            .env("LOGDRIVER_STORE_FREE_MIN", "0")
+            .env("LOGDRIVER_HEALTH_BIND_ADDRESS", "127.0.0.1:0")
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()?;
+        self.logdriver = Some(logdriver);
+        Ok(path)
     }
 
     /// What an admin's shell sets, so that `tsp-broker`'s commands act for the made-up vendor.
@@ -167,8 +203,10 @@ impl DevBroker {
 impl Drop for DevBroker {
     fn drop(&mut self) {
         // Nothing in it outlives this process anyway.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        for child in self.logdriver.iter_mut().chain([&mut self.child]) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
@@ -199,16 +237,16 @@ fn remove_left_over(parent: &Path) {
     }
 }
 
-fn program() -> Result<PathBuf, String> {
+fn programs() -> Result<[PathBuf; 2], String> {
     let own = std::env::current_exe().map_err(|why| why.to_string())?;
-    let program = own.with_file_name(PROGRAM);
-    if program.exists() {
-        return Ok(program);
+    let programs = [PROGRAM, LOGDRIVER].map(|name| own.with_file_name(name));
+    match programs.iter().find(|program| !program.exists()) {
+        None => Ok(programs),
+        Some(missing) => Err(format!(
+            "{} is not there; `cargo build --bins` makes it, and so does `./x dev --broker`",
+            missing.display()
+        )),
     }
-    Err(format!(
-        "{} is not there; `cargo build --bins` makes it, and so does `./x dev --broker`",
-        program.display()
-    ))
 }
 
 fn spawn(program: &Path, folder: &Path, setup_token: &str) -> io::Result<Child> {

@@ -1,6 +1,6 @@
 //! What `tsp dev` prints for the person in front of it.
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{fmt::Write as _, io, path::PathBuf};
 
 use crate::{Listening, dev_broker, health::reachable, source::dev};
 
@@ -14,6 +14,8 @@ pub(crate) enum Keys {
         program: PathBuf,
         /// What its admin's shell sets.
         variables: [(&'static str, String); 2],
+        /// Where the logdriver writes what it gets; `None` if there are no events.
+        logdriver: Option<io::Result<PathBuf>>,
     },
 }
 
@@ -56,6 +58,21 @@ pub(crate) fn greet(listening: &Listening, key: &str, keys: &Keys) {
     }
     if let Some(event) = listening.event {
         let _ = writeln!(text, "  events    tcp://{}", reachable(event));
+    }
+    match keys {
+        Keys::AtBroker {
+            logdriver: Some(Ok(path)),
+            ..
+        } => {
+            let _ = writeln!(text, "  logdriver {}", path.display());
+        }
+        Keys::AtBroker {
+            logdriver: Some(Err(why)),
+            ..
+        } => {
+            let _ = writeln!(text, "  logdriver could not be started: {why}");
+        }
+        Keys::AtBroker { .. } | Keys::InMemory | Keys::In(_) => {}
     }
     let _ = writeln!(
         text,

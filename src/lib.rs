@@ -37,7 +37,8 @@ mod top;
 pub mod traces;
 
 use std::{
-    convert::Infallible, fmt, io, net::SocketAddr, path::PathBuf, rc::Rc, sync::Arc, thread,
+    cell::RefCell, convert::Infallible, fmt, io, net::SocketAddr, path::PathBuf, rc::Rc, sync::Arc,
+    thread,
 };
 
 use bytes::Bytes;
@@ -188,19 +189,24 @@ pub fn dev(options: &DevOptions) -> Result<(), RunError> {
         );
         prepared.config.warnings.push(Problem::new("--state", why));
     }
-    let keys = match (&broker, &state) {
-        (Some(broker), _) => Keys::AtBroker {
-            url: broker.url().to_owned(),
-            program: broker.program().to_owned(),
-            variables: broker.variables(),
-        },
-        (None, Some(path)) => Keys::In(path.clone()),
-        (None, None) => Keys::InMemory,
-    };
-    // The broker ends when this is over.
+    // Broker and logdriver end when this is over.
+    let broker = Rc::new(RefCell::new(broker));
+    let beside = Rc::clone(&broker);
     run(
         prepared,
         Some(Box::new(move |listening| {
+            let keys = match (&mut *beside.borrow_mut(), state) {
+                (Some(broker), _) => Keys::AtBroker {
+                    url: broker.url().to_owned(),
+                    program: broker.program().to_owned(),
+                    variables: broker.variables(),
+                    logdriver: listening
+                        .event
+                        .map(|events| broker.start_logdriver(health::reachable(events))),
+                },
+                (None, Some(path)) => Keys::In(path),
+                (None, None) => Keys::InMemory,
+            };
             let key = key.as_ref().map_or("", |key| key.expose());
             greeting::greet(listening, key, &keys);
         })),

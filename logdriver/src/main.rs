@@ -32,6 +32,9 @@ static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
+    /// End with the process that started this one
+    #[arg(long, hide = true)]
+    die_with_parent: bool,
 }
 
 const AFTER_HELP: &str = "\
@@ -74,6 +77,13 @@ fn main() -> ExitCode {
             };
         }
     };
+    if cli.die_with_parent {
+        let signal = Some(rustix::process::Signal::TERM);
+        if let Err(why) = rustix::process::set_parent_process_death_signal(signal) {
+            let why = format!("cannot be bound to the parent: {why}");
+            return ended(&Err(RunError::Internal(why)));
+        }
+    }
     let variables = match Variables::read().map_err(RunError::Configuration) {
         Ok(variables) => variables,
         Err(error) => return ended(&Err(error)),

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::{
     metadata, on_both,
     proxy::{Io, Setup},
-    request, text,
+    request, text, until,
 };
 
 on_both! {
@@ -48,7 +48,7 @@ on_both! {
 }
 
 #[test]
-fn a_broker_starts_with_it_serves_an_admin_and_ends_with_it() {
+fn a_broker_and_a_logdriver_start_with_it_serve_and_end_with_it() {
     let proxy = Setup::dev(Io::Epoll).argument("--broker").start();
     let printed = |what: &str, begins: &str| {
         proxy.log.wait(what, |line| {
@@ -81,14 +81,38 @@ fn a_broker_starts_with_it_serves_an_admin_and_ends_with_it() {
         .log
         .wait_json(first, "publication", |line| line["tenants"] == 4);
 
+    // The logdriver has the wrap from above, and writes it and its own log into one file.
+    let written = printed("the logdriver's file", "logdriver ");
+    let written = written
+        .trim()
+        .rsplit(' ')
+        .next()
+        .expect("a path")
+        .to_owned();
+    let lines = || {
+        let text = std::fs::read_to_string(&written).unwrap_or_default();
+        let lines = text.lines().map(serde_json::from_str::<serde_json::Value>);
+        lines.filter_map(Result::ok).collect::<Vec<_>>()
+    };
+    until("the event comes out of the logdriver", || {
+        lines().iter().any(|line| {
+            line["tenantId"] == "tenant-a" && line["iclFields"]["event"] == "DATA_ENCRYPT"
+        })
+    });
+    let logdriver = lines()
+        .iter()
+        .find_map(|line| line["health"].as_str().map(str::to_owned));
+    let logdriver = logdriver.expect("it tells where it is asked for its health");
+    assert!(std::net::TcpStream::connect(&logdriver).is_ok());
+
     let broker = printed("broker's address", "broker ");
     let broker = broker.trim().rsplit("//").next().expect("a URL").to_owned();
     assert!(std::net::TcpStream::connect(&broker).is_ok());
     proxy.signal(rustix::process::Signal::KILL);
     proxy.wait_for_end();
-    while std::net::TcpStream::connect(&broker).is_ok() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    until("they end, too", || {
+        [&broker, &logdriver].map(|end| std::net::TcpStream::connect(end).is_ok()) == [false; 2]
+    });
 }
 
 #[test]
