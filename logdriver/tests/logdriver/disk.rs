@@ -1,6 +1,8 @@
 //! Disks that are full, cannot be written, or give back something else; events that are none, or very large.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, thread, time::Duration};
+use std::{
+    fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command, thread, time::Duration,
+};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
@@ -118,6 +120,128 @@ fn get(address: &str, path: &str) -> Option<u16> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     answer.split(' ').nth(1)?.parse().ok()
+}
+
+/// A file system of its own for the store, which can be made to fail. It is in a namespace of its own, so it goes with the
+/// process that has it.
+struct Disk<'a> {
+    home: &'a Home,
+    image: PathBuf,
+}
+
+impl<'a> Disk<'a> {
+    /// `None` where nobody but root may make one, or where there are no loop devices.
+    fn new(home: &'a Home) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() || !succeeds("losetup", &["-f"]) {
+            eprintln!("not root, or no loop devices: no disk to turn read-only");
+            return None;
+        }
+        fs::create_dir(home.store()).unwrap();
+        let image = home.store().with_file_name("disk.img");
+        fs::File::create(&image)
+            .unwrap()
+            .set_len(256 << 20)
+            .unwrap();
+        assert!(succeeds(
+            "mkfs.ext4",
+            &["-q", "-F", image.to_str().unwrap()]
+        ));
+        Some(Self { home, image })
+    }
+
+    /// The program, with its store on this disk.
+    fn command(&self, producer: &str) -> Command {
+        let mut command = Command::new("unshare");
+        self.home.environment(&mut command, producer);
+        let (image, store) = (self.image.display(), self.home.store());
+        let program = env!("CARGO_BIN_EXE_tsp-logdriver");
+        command
+            .args(["--mount", "--propagation", "private", "sh", "-c"])
+            .arg(format!(
+                "mount -o loop,errors=remount-ro '{image}' '{}' && exec '{program}'",
+                store.display()
+            ));
+        command
+    }
+
+    /// Does what the kernel does when it finds the disk damaged.
+    fn fail(&self, pid: u32) {
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+        let store = self.home.store();
+        let mount = mounts
+            .lines()
+            .find(|line| line.contains(store.to_str().unwrap()));
+        let device = mount
+            .unwrap()
+            .split("/dev/")
+            .nth(1)
+            .unwrap()
+            .split(' ')
+            .next();
+        let trigger = format!("/sys/fs/ext4/{}/trigger_fs_error", device.unwrap());
+        fs::write(trigger, "1").unwrap();
+    }
+
+    /// What an operator does with it once nobody has it any more.
+    fn repair(&self) {
+        let image = self.image.to_str().unwrap();
+        wait_until("nobody has the disk", || {
+            let users = Command::new("losetup")
+                .args(["-j", image])
+                .output()
+                .unwrap();
+            users.status.success() && users.stdout.is_empty()
+        });
+        let repaired = Command::new("e2fsck")
+            .args(["-fy", image])
+            .output()
+            .unwrap();
+        // 1: something was mended.
+        assert!(
+            matches!(repaired.status.code(), Some(0 | 1)),
+            "{repaired:?}"
+        );
+    }
+}
+
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    let output = Command::new(program).args(arguments).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+#[test]
+fn a_disk_that_turns_read_only_stops_the_taking_and_has_all_that_was_acknowledged() {
+    const EVENTS: u64 = 20_000;
+    let home = Home::new("version = 1\n");
+    let Some(disk) = Disk::new(&home) else { return };
+    let keeper = Keeper::start(EVENTS, 10, |number| event("acme", number));
+    let mut command = disk.command(&keeper.url());
+    // Held, so that none is out of danger because it was delivered.
+    command.env("LOGDRIVER_UNKNOWN_TENANT", "hold");
+    let mut logdriver = Logdriver::start(command);
+    wait_until("some are acknowledged", || keeper.acknowledged() >= 100);
+    disk.fail(logdriver.pid());
+    logdriver.wait_for_status("/ready", 500);
+    logdriver.wait_for_log(|log| {
+        let message = log["message"].as_str()?;
+        message
+            .contains("the store cannot be written")
+            .then_some(())
+    });
+    assert_eq!(logdriver.get("/live").0, 200);
+    assert_eq!(logdriver.metric("logdriver_store_writable"), 0.0);
+    let refusals = logdriver.metric("logdriver_store_refusals_total");
+    wait_until("it tries again", || {
+        logdriver.metric("logdriver_store_refusals_total") > refusals
+    });
+    assert!(keeper.acknowledged() < EVENTS);
+    logdriver.kill();
+    disk.repair();
+    let mut logdriver = Logdriver::start(disk.command(&keeper.url()));
+    logdriver.wait_for_numbers(EVENTS);
+    assert_eq!(assert_whole(&logdriver.events, EVENTS), 0);
+    assert_eq!(logdriver.stop().0, 0);
+    disk.repair();
 }
 
 /// Of the store's database.

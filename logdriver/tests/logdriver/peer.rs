@@ -1,6 +1,7 @@
 //! A log system on loopback, in the test's hands: a webhook's server that answers as it is told to.
 
 use std::{
+    collections::HashMap,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Mutex},
@@ -9,6 +10,8 @@ use std::{
 };
 
 use serde_json::{Map, Value};
+
+use crate::support::number;
 
 /// What it does with a call.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,7 +27,7 @@ pub(crate) enum Manner {
 struct State {
     manner: Manner,
     calls: Vec<Instant>,
-    taken: Vec<Map<String, Value>>,
+    taken: Vec<(Instant, Map<String, Value>)>,
 }
 
 /// The server. Its threads end with the test's process.
@@ -73,7 +76,15 @@ impl Peer {
 
     /// The events of the calls that it took.
     pub(crate) fn taken(&self) -> Vec<Map<String, Value>> {
-        self.state.lock().unwrap().taken.clone()
+        let state = self.state.lock().unwrap();
+        state.taken.iter().map(|(_, event)| event.clone()).collect()
+    }
+
+    /// When each of those came, by the number that the test gave it.
+    pub(crate) fn arrivals(&self) -> HashMap<u64, Instant> {
+        let state = self.state.lock().unwrap();
+        let numbered = |(at, event): &(Instant, _)| Some((number(event)?, *at));
+        state.taken.iter().filter_map(numbered).collect()
     }
 }
 
@@ -105,7 +116,10 @@ fn serve(mut stream: &TcpStream, state: &Mutex<State>) -> Option<()> {
         match state.manner {
             Manner::Wants(wanted) if wanted == token => {
                 let events: Vec<_> = serde_json::from_slice(&body).ok()?;
-                state.taken.extend(events);
+                let now = Instant::now();
+                state
+                    .taken
+                    .extend(events.into_iter().map(|event| (now, event)));
                 "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned()
             }
             Manner::Wants(_) => "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n".to_owned(),

@@ -22,13 +22,13 @@ fn field<'a>(form: &'a str, name: &str) -> &'a str {
         .unwrap_or_default()
 }
 
-fn gcp(url: &str) -> Value {
+pub(crate) fn gcp(url: &str) -> Value {
     json!({"type": "GCP", "projectId": "acme-1", "logId": "tsp/events", "client_email": "w@acme-1.iam.gserviceaccount.com",
         "private_key": KEY, "endpoint": url, "tokenEndpoint": format!("{url}/token")})
 }
 
 /// Google, where tokens are `t-0`, `t-1`, …, and `write` answers calls with one.
-async fn google(write: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> Sim {
+pub(crate) async fn google(write: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> Sim {
     Sim::start(move |seen, before| {
         if seen.path != "/token" {
             return write(seen, before);
@@ -128,13 +128,13 @@ async fn a_service_account_that_is_gone_is_the_tenants_to_mend() {
 const TENANT: &str = "11111111-2222-3333-4444-555555555555";
 const CLIENT: &str = "66666666-7777-8888-9999-000000000000";
 
-fn azure(url: &str, secret: &str) -> Value {
+pub(crate) fn azure(url: &str, secret: &str) -> Value {
     json!({"type": "AZURE", "tenantGuid": TENANT, "clientId": CLIENT, "clientSecret": secret, "dceUrl": url,
         "dcrImmutableId": "dcr-0123", "streamName": "Custom-TspEvents_CL", "authority": url})
 }
 
 /// Entra and Azure Monitor.
-async fn microsoft() -> Sim {
+pub(crate) async fn microsoft() -> Sim {
     Sim::start(|seen, _| {
         if seen.path == format!("/{TENANT}/oauth2/v2.0/token") {
             let form = seen.text();

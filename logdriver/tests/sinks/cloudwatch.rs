@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// A configuration for `user`, who is in `facts`.
-fn config(moto: &Moto, user: &str, stream: &str) -> Value {
+pub(crate) fn config(moto: &Moto, user: &str, stream: &str) -> Value {
     let (facts, user) = (&moto.facts, &moto.facts[user]);
     json!({"type": "CLOUDWATCH", "region": facts["region"], "logGroup": facts["logs"]["group"], "logStream": stream,
         "accessKeyId": user["access_key_id"], "secretAccessKey": user["secret_access_key"], "endpoint": facts["url"]})

@@ -15,6 +15,7 @@
 
 mod clouds;
 mod cloudwatch;
+mod end_to_end;
 mod peers;
 mod sim;
 mod syslog;

@@ -19,13 +19,13 @@ use crate::{Ended, child_command, events, json_of, sink, sink_at, text_of, word}
 const POLL: Duration = Duration::from_millis(20);
 
 /// A CA, and a certificate of its for this machine, in PEM.
-struct Certificates {
+pub(crate) struct Certificates {
     ca: String,
     own: String,
     key: String,
 }
 
-fn certificates() -> Certificates {
+pub(crate) fn certificates() -> Certificates {
     let mut params = CertificateParams::new(vec!["test ca".to_owned()]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca_key = KeyPair::generate().unwrap();
@@ -79,7 +79,7 @@ async fn collector(
     (port, task)
 }
 
-fn config(port: u16, made: &Certificates) -> Value {
+pub(crate) fn config(port: u16, made: &Certificates) -> Value {
     json!({"type": "SYSLOG", "host": "localhost", "port": port, "caPem": made.ca})
 }
 
@@ -144,7 +144,7 @@ async fn a_strangers_certificate_and_a_private_address_are_refused() {
 }
 
 /// An rsyslog with TLS on a free port, which writes what it understood of each message.
-fn rsyslog(folder: &Path, made: &Certificates) -> (Ended, u16) {
+pub(crate) fn rsyslog(folder: &Path, made: &Certificates) -> (Ended, u16) {
     let path = |name: &str| folder.join(name).display().to_string();
     for (name, content) in [
         ("ca.pem", &made.ca),
