@@ -226,6 +226,7 @@ ALL = dashboard(
         panel("TLS handshakes, hand-overs", [(rate("tsp_tls_handshakes_total", "handshake"), "{{handshake}}"), (f"sum(rate(tsp_connections_handed_over_total{{{I}}}{RATE}))", "handed over")], unit="cps"),
         panel("Closed by a limit", [(rate("tsp_connections_closed_total", "limit"), "{{limit}}")], unit="cps"),
         panel("Should be nothing", [(rate("tsp_task_panics_total", "instance"), "{{instance}} panics"), (rate("tsp_log_lines_dropped_total", "instance"), "{{instance}} log lines dropped"), (rate("tsp_accept_backoffs_total", "instance"), "{{instance}} pauses in accepting")], unit="ops"),
+        panel("Trace spans", [(rate("tsp_trace_spans_sent_total", "instance"), "{{instance}} sent"), (rate("tsp_trace_spans_dropped_total", "instance"), "{{instance}} dropped")], unit="cps", about="Nothing here without TSP_TRACE_ENDPOINT"),
         panel("API keys of the file, and API_KEY_2", [(rate("tsp_api_key_uses_total", "label"), "{{label}}")], unit="reqps", about="An old key that nobody uses any more can go"),
         panel("API key last used", [(f"min by (label) (time() - (tsp_api_key_last_used_timestamp_seconds{{{I}}} > 0))", "{{label}}")], unit="s", about="By any of these proxies, since their start"),
         panel("Certificate ends in", [(f"tsp_tls_certificate_expiry_timestamp_seconds{{{I}}} - time()", "{{instance}}")], unit="s"),
