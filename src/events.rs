@@ -39,10 +39,10 @@ use crate::config::EventSettings;
 
 /// Most events in one message, and the size in bytes beyond which no further event is added to one. Enough to make a
 /// message's own cost disappear, little enough that a lost message is a small loss.
-const MESSAGE_EVENTS_MAX: usize = 64;
-const MESSAGE_BYTES_FULL: usize = 64 * 1024;
+const MESSAGE_EVENTS_MAX: usize = 512;
+const MESSAGE_BYTES_FULL: usize = 256 * 1024;
 
-/// How long the thread sleeps when the queue is empty: first, and at most. It doubles while nothing comes. The first is
+/// How long the thread sleeps when less than a message waits: first, and at most. It doubles while nothing comes. The first is
 /// short against any consumer's delay, and long enough that at a thousand events per second several share a message; the last
 /// costs nothing and is short enough for a queue of the default size at 100,000 events per second.
 const IDLE_FIRST: Duration = Duration::from_millis(5);
@@ -225,20 +225,29 @@ impl Pusher {
     fn run(&mut self, mut socket: Socket<Push0>) {
         let waker = current_thread_waker();
         let mut idle = IDLE_FIRST;
+        // Whether events had time to gather. While one message is pushed few come, and each wakes half a dozen threads.
+        let mut gathered = true;
         loop {
             self.take_from_queue(0);
-            if let Some((message, events)) = self.next_message() {
-                idle = IDLE_FIRST;
-                if !self.push(&mut socket, message, events, &waker) {
+            let full = self.held.len() >= MESSAGE_EVENTS_MAX.min(self.high_water_mark);
+            if gathered || full || self.deadline.is_some() {
+                gathered = false;
+                if let Some((message, events)) = self.next_message() {
+                    idle = IDLE_FIRST;
+                    if !self.push(&mut socket, message, events, &waker) {
+                        break;
+                    }
+                    continue;
+                }
+                if self.deadline.is_some() {
                     break;
                 }
-                continue;
-            }
-            if self.deadline.is_some() {
-                break;
             }
             match self.stopped.recv_timeout(idle) {
-                Err(RecvTimeoutError::Timeout) => idle = (idle * 2).min(IDLE_MAX),
+                Err(RecvTimeoutError::Timeout) => {
+                    idle = (idle * 2).min(IDLE_MAX);
+                    gathered = true;
+                }
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => self.start_to_stop(),
             }
         }
@@ -260,6 +269,9 @@ impl Pusher {
     fn next_message(&mut self) -> Option<(Message, usize)> {
         let mut bytes = self.held.pop_front()?;
         let mut events = 1;
+        // They are of about one size.
+        let more = self.held.len().min(MESSAGE_EVENTS_MAX);
+        bytes.reserve((bytes.len() * more).min(MESSAGE_BYTES_FULL));
         while events < MESSAGE_EVENTS_MAX && bytes.len() < MESSAGE_BYTES_FULL {
             // All frames are of one version, so the message's first byte speaks for all.
             let Some(frame) = self.held.pop_front() else {

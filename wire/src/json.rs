@@ -2,8 +2,18 @@
 
 /// Appends `text` as a JSON string, quotes and all.
 pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
-    // Neither a `str` nor a `Vec` can make this fail.
-    let _ = serde_json::to_writer(out, text);
+    // Without a way out of the loop, it looks at many bytes at a time.
+    let escapes = text.bytes().fold(false, |found, byte| {
+        found | (byte < 0x20) | (byte == b'"') | (byte == b'\\')
+    });
+    if escapes {
+        // Neither a `str` nor a `Vec` can make this fail.
+        let _ = serde_json::to_writer(out, text);
+        return;
+    }
+    out.push(b'"');
+    out.extend_from_slice(text.as_bytes());
+    out.push(b'"');
 }
 
 /// Appends a number.
