@@ -23,10 +23,14 @@ mod keys;
 use std::fmt;
 
 use hpke::{
-    Deserializable as _, OpModeR, OpModeS, Serializable as _, aead::AesGcm256, kdf::HkdfSha256,
-    kem::X25519HkdfSha256, setup_receiver, setup_sender_with_rng,
+    Deserializable as _, OpModeS, Serializable as _, aead::AesGcm256, kdf::HkdfSha256,
+    kem::X25519HkdfSha256, setup_sender_with_rng,
 };
 use rand_core::CryptoRng;
+use rustls::crypto::{
+    aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256,
+    hpke::{EncapsulatedSecret, Hpke as _, HpkePrivateKey},
+};
 use zeroize::Zeroizing;
 
 pub(crate) use self::keys::{Claim, prove};
@@ -273,6 +277,7 @@ fn hpke_seal(
     Some((encapsulated.to_bytes().to_vec(), ciphertext))
 }
 
+/// By another library than [`hpke_seal`]: a proxy opens tens of thousands at its start, and this one's X25519 is AWS-LC's.
 fn hpke_open(
     key: &PrivateKey,
     encapsulated: &[u8],
@@ -280,12 +285,12 @@ fn hpke_open(
     aad: &[u8],
     ciphertext: &[u8],
 ) -> Option<Zeroizing<Vec<u8>>> {
-    let key = <Kem as hpke::Kem>::PrivateKey::from_bytes(key.expose()).ok()?;
-    let encapsulated = <Kem as hpke::Kem>::EncappedKey::from_bytes(encapsulated).ok()?;
-    let mut context =
-        setup_receiver::<AesGcm256, HkdfSha256, Kem>(&OpModeR::Base, &key, &encapsulated, info)
-            .ok()?;
-    context.open(ciphertext, aad).ok().map(Zeroizing::new)
+    let key = HpkePrivateKey::from(key.expose().to_vec());
+    let encapsulated = EncapsulatedSecret(encapsulated.to_vec());
+    DH_KEM_X25519_HKDF_SHA256_AES_256
+        .open(&encapsulated, info, aad, ciphertext, &key)
+        .ok()
+        .map(Zeroizing::new)
 }
 
 #[cfg(test)]
