@@ -78,7 +78,7 @@ impl Clock {
         let places = fs::read_dir("/usr/lib").unwrap().flatten();
         let mut places = places.map(|place| place.path().join("faketime/libfaketime.so.1"));
         let library = places.find(|path| path.exists());
-        let library = library.expect("libfaketime, which `./x setup` installs");
+        let library = library.unwrap_or_else(|| panic!("no libfaketime: run ./x setup"));
         let clock = Self(home.store().with_file_name("clock"));
         clock.set("+0");
         command

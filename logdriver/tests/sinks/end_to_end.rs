@@ -46,13 +46,15 @@ fn lines(ended: &mut Ended) -> Arc<Mutex<Vec<Value>>> {
 
 /// Asks until there is an answer.
 async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    for _ in 0..POLLS_MAX {
+    let mut polls = 0;
+    loop {
         if let Some(found) = look() {
             return found;
         }
+        polls += 1;
+        assert!(polls < POLLS_MAX, "never happened: {what}");
         tokio::time::sleep(POLL).await;
     }
-    panic!("never happened: {what}");
 }
 
 /// A program of this project: where this test's own lies, one folder up.
@@ -381,7 +383,7 @@ async fn what_sdks_and_curl_do_arrives_at_every_log_system() {
             .collect()
     };
     let all = until("all events are at every log system", || {
-        let read = tokio::task::block_in_place(&read).into_iter();
+        let read = tokio::task::block_in_place(read).into_iter();
         let all: Vec<_> = read
             .map(|(tenant, events)| (tenant, of_tenant(tenant, events)))
             .collect();
