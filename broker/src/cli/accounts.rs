@@ -1,9 +1,6 @@
 //! Service accounts, of proxies and of bridges; and what holds for the whole vendor.
 
-use base64::{
-    Engine as _,
-    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
-};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::Method;
 use rand_core::Rng as _;
 use serde_json::json;
@@ -51,7 +48,8 @@ async fn create_account(
     let api_key = api_key.map(Zeroizing::new).unwrap_or_else(|| {
         let mut bytes = Zeroizing::new([0; 24]);
         random().fill_bytes(bytes.as_mut_slice());
-        Zeroizing::new(URL_SAFE_NO_PAD.encode(bytes.as_slice()))
+        // Some SDKs take nothing but base64 of the usual alphabet.
+        Zeroizing::new(STANDARD.encode(bytes.as_slice()))
     });
     let api_key = ApiKey::new(api_key.as_str().to_owned())
         .ok_or("an API key has 1 to 512 visible characters of ASCII")?;

@@ -192,6 +192,7 @@ impl Setup {
             http: UNKNOWN,
             health: UNKNOWN,
             event: None,
+            api_key: API_KEY.to_owned(),
             setup: self,
         };
         let started = proxy
@@ -238,6 +239,8 @@ pub(crate) struct Proxy {
     pub(crate) http: SocketAddr,
     pub(crate) health: SocketAddr,
     pub(crate) event: Option<SocketAddr>,
+    /// What an SDK presents.
+    pub(crate) api_key: String,
     setup: Setup,
 }
 
