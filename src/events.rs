@@ -225,7 +225,7 @@ impl Pusher {
     fn run(&mut self, mut socket: Socket<Push0>) {
         let waker = current_thread_waker();
         let mut idle = IDLE_FIRST;
-        // Whether events had time to gather. While one message is pushed few come, and each wakes half a dozen threads.
+        // Whether events had time to gather. While a message is pushed few come, and each message wakes half a dozen threads.
         let mut gathered = true;
         loop {
             self.take_from_queue(0);

@@ -59,20 +59,15 @@ pub(crate) fn greet(listening: &Listening, key: &str, keys: &Keys) {
     if let Some(event) = listening.event {
         let _ = writeln!(text, "  events    tcp://{}", reachable(event));
     }
-    match keys {
-        Keys::AtBroker {
-            logdriver: Some(Ok(path)),
-            ..
-        } => {
-            let _ = writeln!(text, "  logdriver {}", path.display());
-        }
-        Keys::AtBroker {
-            logdriver: Some(Err(why)),
-            ..
-        } => {
-            let _ = writeln!(text, "  logdriver could not be started: {why}");
-        }
-        Keys::AtBroker { .. } | Keys::InMemory | Keys::In(_) => {}
+    if let Keys::AtBroker {
+        logdriver: Some(logdriver),
+        ..
+    } = keys
+    {
+        let _ = match logdriver {
+            Ok(path) => writeln!(text, "  logdriver {}", path.display()),
+            Err(why) => writeln!(text, "  logdriver could not be started: {why}"),
+        };
     }
     let _ = writeln!(
         text,

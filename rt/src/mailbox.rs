@@ -177,9 +177,7 @@ impl<T> LatestSender<T> {
             }
         }
     }
-}
 
-impl<T> LatestSender<T> {
     /// Whether the receiver has taken what was published last. What it does with it before it next lets other tasks of its
     /// core run is then done, as far as those tasks can tell.
     #[must_use]

@@ -23,6 +23,24 @@ fn limited(home: &Home, producer: &str, blocks: u32) -> Command {
     command
 }
 
+/// It says that its store cannot be written, stays alive, and tries again.
+fn assert_takes_nothing(logdriver: &mut Logdriver) {
+    logdriver.wait_for_status("/ready", 500);
+    logdriver.wait_for_log(|log| {
+        let message = log["message"].as_str()?;
+        message
+            .contains("the store cannot be written")
+            .then_some(())
+    });
+    assert_eq!(logdriver.get("/live").0, 200);
+    assert_eq!(logdriver.get("/health").0, 500);
+    assert_eq!(logdriver.metric("logdriver_store_writable"), 0.0);
+    let refusals = logdriver.metric("logdriver_store_refusals_total");
+    wait_until("it tries again", || {
+        logdriver.metric("logdriver_store_refusals_total") > refusals
+    });
+}
+
 #[test]
 fn a_full_disk_stops_the_taking_loses_nothing_and_it_goes_on_by_itself() {
     const EVENTS: u64 = 6_000;
@@ -32,20 +50,7 @@ fn a_full_disk_stops_the_taking_loses_nothing_and_it_goes_on_by_itself() {
     let mut command = limited(&home, &keeper.url(), 4096);
     command.env("LOGDRIVER_UNKNOWN_TENANT", "hold");
     let mut logdriver = Logdriver::start(command);
-    logdriver.wait_for_status("/ready", 500);
-    logdriver.wait_for_log(|log| {
-        let message = log["message"].as_str()?;
-        message
-            .contains("the store cannot be written")
-            .then_some(())
-    });
-    // It stays alive, and what it refuses is not acknowledged.
-    assert_eq!(logdriver.get("/live").0, 200);
-    assert_eq!(logdriver.get("/health").0, 500);
-    let refusals = logdriver.metric("logdriver_store_refusals_total");
-    wait_until("it tries again", || {
-        logdriver.metric("logdriver_store_refusals_total") > refusals
-    });
+    assert_takes_nothing(&mut logdriver);
     // Checkpoints are stored, too; a batch would be a hundred more.
     let stored = logdriver.metric("logdriver_events_stored_total");
     let acknowledged = keeper.acknowledged();
@@ -221,19 +226,7 @@ fn a_disk_that_turns_read_only_stops_the_taking_and_has_all_that_was_acknowledge
     let mut logdriver = Logdriver::start(command);
     wait_until("some are acknowledged", || keeper.acknowledged() >= 100);
     disk.fail(logdriver.pid());
-    logdriver.wait_for_status("/ready", 500);
-    logdriver.wait_for_log(|log| {
-        let message = log["message"].as_str()?;
-        message
-            .contains("the store cannot be written")
-            .then_some(())
-    });
-    assert_eq!(logdriver.get("/live").0, 200);
-    assert_eq!(logdriver.metric("logdriver_store_writable"), 0.0);
-    let refusals = logdriver.metric("logdriver_store_refusals_total");
-    wait_until("it tries again", || {
-        logdriver.metric("logdriver_store_refusals_total") > refusals
-    });
+    assert_takes_nothing(&mut logdriver);
     assert!(keeper.acknowledged() < EVENTS);
     logdriver.kill();
     disk.repair();
