@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import programs
-from programs import ROOT, Kmssim, Logdriver, Tsp
+from programs import ROOT, Kmssim, Logdriver, Neighbour, Tsp
 
 EVENTS_SECONDS_MAX = 60
 TENANTS = ("tenant-1", "tenant-2")
@@ -58,7 +58,8 @@ def lost(tsp):
 
 
 def cpu(folder):
-    """CPU per wrap of a proxy with one shard on the first CPU; what loads it, and what takes its events, has the second."""
+    """CPU per wrap of a proxy with one shard on the first CPU; what loads it, and what takes its events, has the second, which never idles:
+    else what the logdriver does there would slow the first, and count as the proxy's."""
     own, shared = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))[:2]]
     on = {"TSP_ENABLE_LOGDRIVER_INTEGRATION": "true"}
     # Name: the program, its variables, how a logdriver takes the events.
@@ -98,11 +99,12 @@ def cpu(folder):
     figures = {cell: [] for cell in cells}
     for number in range(OPTIONS.rounds):
         for cell in sorted(cells, key=list(cells).index, reverse=number % 2 == 1):
-            if OPTIONS.kms == "local":
-                figures[cell].append(measure(local_tenants(folder), cell))
-            else:
-                with Kmssim(folder, "--providers", "aws", "--tenants", len(TENANTS), cpu=shared) as kmssim:
-                    figures[cell].append(measure(kmssim.config, cell))
+            with Neighbour(shared):
+                if OPTIONS.kms == "local":
+                    figures[cell].append(measure(local_tenants(folder), cell))
+                else:
+                    with Kmssim(folder, "--providers", "aws", "--tenants", len(TENANTS), cpu=shared) as kmssim:
+                        figures[cell].append(measure(kmssim.config, cell))
         print(f"{number + 1:5}  " + "  ".join(f"{cell} {values[-1]:.2f}" for cell, values in figures.items()), flush=True)
     print("cell          CPU µs per request       ratio to off, within rounds")
     for cell, values in figures.items():

@@ -58,6 +58,15 @@ class Child:
         self.process.wait()
 
 
+class Neighbour(Child):
+    """Keeps a CPU from idling, with work that gives way to all other. CPUs of one machine slow each other down, so what a program costs on
+    one depends on how much somebody else does on the next."""
+
+    def __init__(self, cpu):
+        loop = [sys.executable, "-c", "while True: pass"]
+        super().__init__(["taskset", "--cpu-list", cpu, "chrt", "--idle", "0", *loop])
+
+
 class Kmssim(Child):
     """The simulated KMSs, with `tenant-1` to `tenant-4` at AWS, Google, Azure and Thales unless told otherwise."""
 

@@ -1,11 +1,11 @@
-//! The event thread: takes frames from the shards' queue and pushes them out of the process, on an nng PUSH socket
+//! The event thread: takes events from the shards' queue and pushes them out of the process, on an nng PUSH socket
 //! that logdrivers connect to.
 //!
 //! A message is the version byte and one event, or several with a line feed between them. Every message costs some
 //! 25 µs of CPU (nng hands it from thread to thread), so what waits at one time travels together.
 //!
-//! What must stay true: the thread never waits on the queue. A thread asleep on a channel must be woken by the sender,
-//! which costs the shard 3 µs per event; so this one drains what is there, then sleeps on its own clock. At most
+//! What must stay true: the thread never waits on the queue. A sleeper must be woken by who has something for it, which
+//! would cost the shard 3 µs per event; so this one takes what is there, then sleeps on its own clock. At most
 //! `TSP_SEND_HIGH_WATER_MARK` events are held here, the socket itself buffers none; then the queue fills up, and the
 //! shards apply their rule for events that cannot be handed over.
 //!
@@ -33,14 +33,10 @@ use anng::{
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, after};
 use prometheus::{IntCounter, IntGauge};
+use tsp_shards::{EventBatch, EventReceiver};
 
 use self::kept::Keeper;
 use crate::config::EventSettings;
-
-/// Most events in one message, and the size in bytes beyond which no further event is added to one. Enough to make a
-/// message's own cost disappear, little enough that a lost message is a small loss.
-const MESSAGE_EVENTS_MAX: usize = 512;
-const MESSAGE_BYTES_FULL: usize = 256 * 1024;
 
 /// How long the thread sleeps when less than a message waits: first, and at most. It doubles while nothing comes. The first is
 /// short against any consumer's delay, and long enough that at a thousand events per second several share a message; the last
@@ -55,6 +51,10 @@ const SOCKET_WAIT: Duration = Duration::from_millis(20);
 /// none has ever read anything, none will come in the last moment.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
 const FLUSH_MAX_UNREAD: Duration = Duration::from_millis(100);
+
+/// How often what shards said last is pushed once more, so that every logdriver hears it and none takes the end for a death: the
+/// socket gives messages to each in turn, so it reaches as many.
+const LAST_WORDS_COPIES: usize = 16;
 
 /// How long the socket stays open after the last event, so that it reaches the kernel: nng drops it otherwise.
 const LINGER: Duration = Duration::from_millis(200);
@@ -112,7 +112,7 @@ impl EventThread {
     /// [`BindError`]
     pub fn start(
         settings: &EventSettings,
-        queue: Receiver<Vec<u8>>,
+        queue: EventReceiver,
         counters: EventCounters,
     ) -> Result<Self, BindError> {
         let address = settings.listen;
@@ -140,10 +140,9 @@ impl EventThread {
                         return Ok(());
                     }
                     let (socket, local_addr) = listen(Push0::socket, address)?;
-                    let held = VecDeque::new();
                     let mut pusher = Pusher {
                         queue,
-                        held,
+                        held: Held::default(),
                         high_water_mark,
                         stopped,
                         deadline: None,
@@ -210,9 +209,40 @@ fn listen<P>(
     Ok((socket, local_addr))
 }
 
+/// Events that were taken from the queue, the oldest first.
+#[derive(Default)]
+struct Held {
+    batches: VecDeque<EventBatch>,
+    events: usize,
+}
+
+impl Held {
+    /// Takes up to `room` more.
+    fn take_from(&mut self, queue: &mut EventReceiver, room: usize) {
+        self.events += queue.take(room, &mut self.batches);
+    }
+
+    /// The oldest batch, and with it as many of the following as do not make it larger than this.
+    fn next(&mut self, events_max: usize, bytes_max: usize) -> Option<EventBatch> {
+        let first = self.batches.pop_front()?;
+        let (mut events, mut bytes) = (first.events(), first.bytes().len());
+        let mut batches = vec![first];
+        while let Some(batch) = self.batches.pop_front_if(|batch| {
+            events += batch.events();
+            bytes += batch.bytes().len();
+            events <= events_max && bytes <= bytes_max
+        }) {
+            batches.push(batch);
+        }
+        let batch = EventBatch::joined(batches)?;
+        self.events -= batch.events();
+        Some(batch)
+    }
+}
+
 struct Pusher {
-    queue: Receiver<Vec<u8>>,
-    held: VecDeque<Vec<u8>>,
+    queue: EventReceiver,
+    held: Held,
     /// Most events here, those on their way into the socket included.
     high_water_mark: usize,
     stopped: Receiver<()>,
@@ -227,20 +257,23 @@ impl Pusher {
         let mut idle = IDLE_FIRST;
         // Whether events had time to gather. While a message is pushed few come, and each message wakes half a dozen threads.
         let mut gathered = true;
-        loop {
+        let in_time = loop {
             self.take_from_queue(0);
-            let full = self.held.len() >= MESSAGE_EVENTS_MAX.min(self.high_water_mark);
+            let full = self.held.events >= EventBatch::EVENTS_MAX.min(self.high_water_mark);
             if gathered || full || self.deadline.is_some() {
                 gathered = false;
-                if let Some((message, events)) = self.next_message() {
+                let next = self
+                    .held
+                    .next(EventBatch::EVENTS_MAX, EventBatch::BYTES_FULL);
+                if let Some(batch) = next {
                     idle = IDLE_FIRST;
-                    if !self.push(&mut socket, message, events, &waker) {
-                        break;
+                    if !self.push(&mut socket, &batch, &waker) {
+                        break false;
                     }
                     continue;
                 }
                 if self.deadline.is_some() {
-                    break;
+                    break true;
                 }
             }
             match self.stopped.recv_timeout(idle) {
@@ -250,8 +283,12 @@ impl Pusher {
                 }
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => self.start_to_stop(),
             }
+        };
+        if in_time && let Some(words) = self.queue.last_words() {
+            let mut copies = 0..LAST_WORDS_COPIES;
+            while copies.next().is_some() && self.push(&mut socket, &words, &waker) {}
         }
-        let lost = self.held.len().saturating_add(self.queue.len());
+        let lost = self.held.events + self.queue.len();
         self.counters.failed.inc_by(count(lost));
         let failed = self.counters.failed.get();
         if failed > 0 {
@@ -265,34 +302,10 @@ impl Pusher {
         }
     }
 
-    /// What waits, as far as it fits into one message, and how many events that are.
-    fn next_message(&mut self) -> Option<(Message, usize)> {
-        let mut bytes = self.held.pop_front()?;
-        let mut events = 1;
-        // They are of about one size.
-        let more = self.held.len().min(MESSAGE_EVENTS_MAX);
-        bytes.reserve((bytes.len() * more).min(MESSAGE_BYTES_FULL));
-        while events < MESSAGE_EVENTS_MAX && bytes.len() < MESSAGE_BYTES_FULL {
-            // All frames are of one version, so the message's first byte speaks for all.
-            let Some(frame) = self.held.pop_front() else {
-                break;
-            };
-            bytes.push(b'\n');
-            bytes.extend_from_slice(frame.get(1..).unwrap_or_default());
-            events += 1;
-        }
-        Some((Message::from(bytes.as_slice()), events))
-    }
-
     /// Gives one message to the socket, and meanwhile takes from the queue what there is room for. `false` if the
     /// thread has been told to stop and the time for that is over; the message's events are lost then.
-    fn push(
-        &mut self,
-        socket: &mut Socket<Push0>,
-        message: Message,
-        events: usize,
-        waker: &Waker,
-    ) -> bool {
+    fn push(&mut self, socket: &mut Socket<Push0>, batch: &EventBatch, waker: &Waker) -> bool {
+        let (message, events) = (Message::from(batch.bytes()), batch.events());
         let mut context = Context::from_waker(waker);
         let mut push = pin!(socket.push(message));
         loop {
@@ -331,13 +344,9 @@ impl Pusher {
 
     /// Takes from the queue what there is room for beside the events on their way.
     fn take_from_queue(&mut self, on_their_way: usize) {
-        while self.held.len() + on_their_way < self.high_water_mark {
-            match self.queue.try_recv() {
-                Ok(frame) => self.held.push_back(frame),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
-        }
-        let held = self.held.len() + on_their_way;
+        let room = self.high_water_mark - self.held.events - on_their_way;
+        self.held.take_from(&mut self.queue, room);
+        let held = self.held.events + on_their_way;
         self.counters
             .held
             .set(i64::try_from(held).unwrap_or(i64::MAX));

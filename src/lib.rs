@@ -45,7 +45,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, never, select};
 use tokio::sync::oneshot;
 use tsp_rt::{Backend, Probe, RingFlag, Rt as _, mailbox, tls::ServerTls};
-use tsp_shards::{EventsConfig, Limits, ShardEnd, ShardSet, ShardsConfig, SpawnError};
+use tsp_shards::{EventsConfig, Limits, ShardEnd, ShardSet, ShardsConfig, SpawnError, event_queue};
 
 use crate::{
     admin::{Admin, Health},
@@ -334,20 +334,16 @@ fn run_logged(
     let health_addr = health_listener.local_addr().map_err(cannot_listen)?;
 
     let events = config.events.as_ref().map(|settings| {
-        let (queue, frames) = crossbeam_channel::bounded(settings.channel_size);
-        let (send_timeout, required) = (settings.send_timeout, settings.required);
-        (
-            EventsConfig {
-                queue,
-                send_timeout,
-                required,
-            },
-            settings,
-            frames,
-        )
+        let (queue, receiver) = event_queue(settings.channel_size);
+        let config = EventsConfig {
+            queue,
+            send_timeout: settings.send_timeout,
+            required: settings.required,
+        };
+        (config, settings, receiver)
     });
     let (events_config, event_thread) = match events {
-        Some((config, settings, frames)) => (Some(config), Some((settings, frames))),
+        Some((config, settings, queue)) => (Some(config), Some((settings, queue))),
         None => (None, None),
     };
     let (scrape, scrapes) = crossbeam_channel::bounded(SCRAPES_WAITING_MAX);
@@ -392,7 +388,7 @@ fn run_logged(
         tracing::warn!("the control plane could not be made nicer than the shards beside it");
     }
     let event_thread = event_thread
-        .map(|(settings, frames)| EventThread::start(settings, frames, metrics.events.clone()))
+        .map(|(settings, queue)| EventThread::start(settings, queue, metrics.events.clone()))
         .transpose()
         .map_err(|error| RunError::Listen(error.to_string()))?;
 

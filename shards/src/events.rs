@@ -8,6 +8,7 @@
 //! for room, and otherwise by the shard's sweep. So it costs nothing while nothing is dropped.
 
 mod losses;
+mod queue;
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,42 +17,47 @@ use std::{
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use crossbeam_channel::{Sender, TrySendError};
 use tsp_rt::Rt;
 use tsp_wire::{
     KmsConfigId, RayId, TenantId,
     api::{CustomFields, Metadata},
     event::{
-        EventSource, FIRST_LOST_AT, FRAME_VERSION, LAST_LOST_AT, SecurityEvent, Sequence,
-        TSP_EVENTS_ENDED, TSP_EVENTS_LOST, TSP_REQUESTING_ID, push_timestamp,
+        EventSource, FIRST_LOST_AT, LAST_LOST_AT, SecurityEvent, Sequence, TSP_EVENTS_ENDED,
+        TSP_EVENTS_LOST, TSP_REQUESTING_ID, push_timestamp,
     },
 };
 
 use self::losses::{Loss, Losses};
+pub use self::queue::{EventBatch, EventLane, EventQueue, EventReceiver, QueueFull, event_queue};
 use crate::{
     limits::{EVENT_QUEUE_LOOK_INTERVAL, WARNING_INTERVAL},
     metrics::ShardMetrics,
 };
 
-/// Room for a usual event, in bytes, so that writing it allocates once.
-const FRAME_BYTES_TYPICAL: usize = 512;
-
 /// Where events go and what happens when that is full.
 #[derive(Clone, Debug)]
 pub struct EventsConfig {
-    /// Queue to the event thread. One item is one frame: the format version byte and one event's JSON.
-    pub queue: Sender<Vec<u8>>,
+    /// Queue to the event thread.
+    pub queue: EventQueue,
     /// Longest that a request waits for room in the queue.
     pub send_timeout: Duration,
     /// Whether an operation fails, with code 301, when its event finds no room. If not, the event is dropped.
     pub required: bool,
 }
 
-/// One shard's end of the event queue.
+/// The shard's own part of [`EventsConfig`].
+#[derive(Debug)]
+struct Outlet {
+    lane: EventLane,
+    send_timeout: Duration,
+    required: bool,
+}
+
+/// What one shard has to do with events.
 #[derive(Debug)]
 pub(crate) struct Events<R> {
     rt: R,
-    config: Option<EventsConfig>,
+    outlet: Option<Outlet>,
     instance: u64,
     shard: u16,
     number: Cell<u64>,
@@ -111,9 +117,14 @@ impl<R: Rt> Events<R> {
         shard: u16,
         metrics: Arc<ShardMetrics>,
     ) -> Self {
+        let outlet = config.map(|config| Outlet {
+            lane: config.queue.lane(),
+            send_timeout: config.send_timeout,
+            required: config.required,
+        });
         Self {
             rt,
-            config,
+            outlet,
             instance,
             shard,
             number: Cell::new(0),
@@ -140,11 +151,11 @@ impl<R: Rt> Events<R> {
 
     /// Tells what was dropped, as far as there is room. To be called now and then.
     pub(crate) fn tell_losses(&self) {
-        let Some(config) = &self.config else { return };
+        let Some(outlet) = &self.outlet else { return };
         let mut losses = self.losses.borrow_mut();
         while let Some((tenant_id, loss)) = losses.next() {
-            let offered = self.offer(&config.queue, |sequence| {
-                self.loss_frame(tenant_id, loss, sequence)
+            let offered = self.offer(outlet, |sequence, out| {
+                self.write_loss(tenant_id, loss, sequence, out);
             });
             if offered.is_err() {
                 break;
@@ -157,12 +168,14 @@ impl<R: Rt> Events<R> {
     /// Says the last that is to be said: what was dropped, and that nothing else is missing. It waits for room no longer than a
     /// request does.
     pub(crate) async fn end(&self) {
-        let Some(config) = &self.config else { return };
-        let ends = self.rt.now() + config.send_timeout;
+        let Some(outlet) = &self.outlet else { return };
+        let ends = self.rt.now() + outlet.send_timeout;
         loop {
             self.tell_losses();
             let told = !self.overdue.get();
-            if told && self.offer(&config.queue, |at| self.end_frame(at)).is_ok() {
+            let end = |out: &mut Vec<u8>| self.write_end(self.next(), out);
+            if told && outlet.lane.push_last(end).is_ok() {
+                self.metrics.event_queued();
                 return;
             }
             let now = self.rt.now();
@@ -180,22 +193,15 @@ impl<R: Rt> Events<R> {
         );
     }
 
-    /// Gives the queue the frame that `write` makes, under the next number, which is returned. Nothing is made when there is no
-    /// room.
+    /// Gives the queue the event that `write` writes, under the next number, which is returned. Nothing is written when there is
+    /// no room.
     fn offer(
         &self,
-        queue: &Sender<Vec<u8>>,
-        write: impl FnOnce(Sequence) -> Vec<u8>,
-    ) -> Result<u64, TrySendError<()>> {
-        if queue.is_full() {
-            return Err(TrySendError::Full(()));
-        }
+        outlet: &Outlet,
+        write: impl FnOnce(Sequence, &mut Vec<u8>),
+    ) -> Result<u64, QueueFull> {
         let sequence = self.next();
-        queue.try_send(write(sequence)).map_err(|why| match why {
-            // Another shard took the last place.
-            TrySendError::Full(_) => TrySendError::Full(()),
-            TrySendError::Disconnected(_) => TrySendError::Disconnected(()),
-        })?;
+        outlet.lane.push(|out| write(sequence, out))?;
         self.number.set(sequence.number.wrapping_add(1));
         self.metrics.event_queued();
         Ok(sequence.number)
@@ -217,7 +223,7 @@ impl<R: Rt> Events<R> {
         self.warn_of_loss();
     }
 
-    fn loss_frame(&self, tenant_id: &str, loss: Loss, sequence: Sequence) -> Vec<u8> {
+    fn write_loss(&self, tenant_id: &str, loss: Loss, sequence: Sequence, out: &mut Vec<u8>) {
         let time = |at_ms| {
             let mut text = Vec::new();
             push_timestamp(&mut text, at_ms);
@@ -234,10 +240,10 @@ impl<R: Rt> Events<R> {
             source: EventSource::Tsp,
             count: loss.count,
         };
-        self.own_frame(what, times.into(), sequence)
+        self.write_own(what, times.into(), sequence, out);
     }
 
-    fn end_frame(&self, sequence: Sequence) -> Vec<u8> {
+    fn write_end(&self, sequence: Sequence, out: &mut Vec<u8>) {
         let what = What {
             tenant_id: "",
             event: TSP_EVENTS_ENDED,
@@ -245,16 +251,17 @@ impl<R: Rt> Events<R> {
             source: EventSource::Tsp,
             count: 1,
         };
-        self.own_frame(what, CustomFields::new(), sequence)
+        self.write_own(what, CustomFields::new(), sequence, out);
     }
 
     /// An event that no request asked for.
-    fn own_frame<'a>(
+    fn write_own<'a>(
         &self,
         what: What<'a>,
         custom_fields: CustomFields<'a>,
         sequence: Sequence,
-    ) -> Vec<u8> {
+        out: &mut Vec<u8>,
+    ) {
         let metadata = Metadata {
             tenant_id: what.tenant_id,
             requesting_id: TSP_REQUESTING_ID,
@@ -266,7 +273,7 @@ impl<R: Rt> Events<R> {
         };
         let mut random = [0; 12];
         self.rt.random(&mut random);
-        frame(&what, &metadata, RayId::from_random(random), sequence)
+        write(&what, &metadata, RayId::from_random(random), sequence, out);
     }
 
     fn now_ms(&self) -> i64 {
@@ -355,8 +362,9 @@ impl<R: Rt> Reporter<'_, '_, R> {
             let mut sequence = self.events.next();
             // Of an event that was lost just now, the number is the one before the next.
             sequence.number = *sent.as_ref().unwrap_or(&sequence.number.wrapping_sub(1));
-            let frame = frame(&what, self.metadata, ray_id, sequence);
-            let json = String::from_utf8_lossy(frame.get(1..).unwrap_or_default());
+            let mut json = Vec::new();
+            write(&what, self.metadata, ray_id, sequence, &mut json);
+            let json = String::from_utf8_lossy(&json);
             tracing::info!(target: "tsp::ops", tenant_id, %ray_id, "{json}");
         }
         sent.map(|_| ())
@@ -370,7 +378,7 @@ impl<R: Rt> Reporter<'_, '_, R> {
         source: EventSource,
         count: u64,
     ) -> Result<(), NoRoom> {
-        let Some(config) = &self.events.config else {
+        let Some(outlet) = &self.events.outlet else {
             return Ok(());
         };
         let what = What {
@@ -381,27 +389,24 @@ impl<R: Rt> Reporter<'_, '_, R> {
             count,
         };
         match self.send(&what).await {
-            Err(no_room) if config.required => Err(no_room),
+            Err(no_room) if outlet.required => Err(no_room),
             Ok(_) | Err(_) => Ok(()),
         }
     }
 
     /// Hands an event over; its number comes back.
     async fn send(&self, what: &What<'_>) -> Result<u64, NoRoom> {
-        let Some(config) = &self.events.config else {
+        let Some(outlet) = &self.events.outlet else {
             return Ok(self.events.number.get());
         };
-        let offered = self.events.offer(&config.queue, |sequence| {
-            frame(what, self.metadata, self.ray_id, sequence)
-        });
-        match offered {
+        match self.offer(outlet, what) {
             Ok(number) => Ok(number),
-            Err(_) => self.send_late(config, what).await,
+            Err(QueueFull) => self.send_late(outlet, what).await,
         }
     }
 
     /// Likewise, when there was no room: waits for it as long as the request's patience lasts.
-    async fn send_late(&self, config: &EventsConfig, what: &What<'_>) -> Result<u64, NoRoom> {
+    async fn send_late(&self, outlet: &Outlet, what: &What<'_>) -> Result<u64, NoRoom> {
         let events = &*self.events;
         let mut unsent = Unsent {
             events,
@@ -413,7 +418,7 @@ impl<R: Rt> Reporter<'_, '_, R> {
             let ends = self
                 .patience_ends
                 .get()
-                .unwrap_or(now + config.send_timeout);
+                .unwrap_or(now + outlet.send_timeout);
             self.patience_ends.set(Some(ends));
             if now >= ends {
                 return Err(NoRoom);
@@ -423,25 +428,28 @@ impl<R: Rt> Reporter<'_, '_, R> {
             if events.overdue.get() {
                 events.tell_losses();
             }
-            let offered = events.offer(&config.queue, |sequence| {
-                frame(what, self.metadata, self.ray_id, sequence)
-            });
-            match offered {
-                Ok(number) => {
-                    unsent.sent = true;
-                    return Ok(number);
-                }
-                Err(TrySendError::Disconnected(())) => return Err(NoRoom),
-                Err(TrySendError::Full(())) => {}
+            if let Ok(number) = self.offer(outlet, what) {
+                unsent.sent = true;
+                return Ok(number);
             }
         }
     }
+
+    fn offer(&self, outlet: &Outlet, what: &What<'_>) -> Result<u64, QueueFull> {
+        self.events.offer(outlet, |sequence, out| {
+            write(what, self.metadata, self.ray_id, sequence, out);
+        })
+    }
 }
 
-/// One event as it travels.
-fn frame(what: &What<'_>, metadata: &Metadata<'_>, ray_id: RayId, sequence: Sequence) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(FRAME_BYTES_TYPICAL);
-    frame.push(FRAME_VERSION);
+/// Writes one event.
+fn write(
+    what: &What<'_>,
+    metadata: &Metadata<'_>,
+    ray_id: RayId,
+    sequence: Sequence,
+    out: &mut Vec<u8>,
+) {
     SecurityEvent {
         tenant_id: what.tenant_id,
         timestamp_ms: what.timestamp_ms,
@@ -452,6 +460,5 @@ fn frame(what: &What<'_>, metadata: &Metadata<'_>, ray_id: RayId, sequence: Sequ
         count: what.count,
         sequence,
     }
-    .write_json(&mut frame);
-    frame
+    .write_json(out);
 }

@@ -52,7 +52,9 @@ use tsp_wire::SnapshotVersion;
 pub use self::{
     accept::{Entrance, UnixPeers, Way},
     dek::open_with_leased_key,
-    events::EventsConfig,
+    events::{
+        EventBatch, EventLane, EventQueue, EventReceiver, EventsConfig, QueueFull, event_queue,
+    },
     forget::{Forgetter, NotForgotten},
     keys::{ApiKeys, HashedKey, KeyScope, KeyUses},
     limits::Limits,

@@ -20,7 +20,10 @@ use std::{
 };
 
 use crossbeam_channel::Sender;
-use hyper::{HeaderMap, header::HeaderValue};
+use hyper::{
+    HeaderMap,
+    header::{HeaderName, HeaderValue},
+};
 use prometheus::IntCounter;
 use tsp_kms::{HttpRequest, KmsErrorKind, KmsKind, KmsOperation};
 use tsp_rt::Rt;
@@ -33,7 +36,7 @@ use crate::{admission::TenantNumber, metrics::Endpoint, snapshot::Tenant};
 const ATTEMPTS_MAX: usize = 32;
 
 /// The header of W3C Trace Context.
-const TRACEPARENT: &str = "traceparent";
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// What came of an attempt whose request was given up before it had ended.
 const GIVEN_UP: &str = "cancelled";
@@ -200,7 +203,7 @@ impl<R: Rt> Tracer<R> {
         endpoint: Endpoint,
         began: Instant,
     ) -> Option<Recording<R>> {
-        let parent = headers.get(TRACEPARENT).and_then(parent_of);
+        let parent = headers.get(&TRACEPARENT).and_then(parent_of);
         let recorded = match parent {
             Some(parent) => parent.sampled,
             None => {
@@ -341,7 +344,7 @@ impl<R: Rt> Attempt<R> {
             return request;
         }
         let text = traceparent(&self.trace.trace_id, &self.record.span_id);
-        request.with_unsigned(TRACEPARENT, &text)
+        request.with_unsigned(TRACEPARENT.as_str(), &text)
     }
 
     /// Takes note of how it ended.

@@ -5,7 +5,7 @@
 //! that are out count as held, so that the bound is for all together.
 
 use std::{
-    collections::VecDeque,
+    collections::HashMap,
     future::Future,
     pin::pin,
     task::{Context, Poll, Waker},
@@ -15,26 +15,34 @@ use std::{
 
 use anng::{Message, Socket, protocols::reqrep0::Rep0};
 use crossbeam_channel::{Receiver, TryRecvError, after};
+use tsp_shards::{EventBatch, EventReceiver};
 use tsp_wire::event::{Take, Taken};
 
 use super::{
-    EventCounters, FLUSH_MAX, FLUSH_MAX_UNREAD, IDLE_MAX, LINGER, count, current_thread_waker,
+    EventCounters, FLUSH_MAX, FLUSH_MAX_UNREAD, Held, IDLE_MAX, LINGER, count, current_thread_waker,
 };
 
-/// Most events of a batch, and the size in bytes beyond which no further one is added. A batch costs a sync of the
+/// Most events of an answer, and the size in bytes beyond which batches are not joined into one. An answer costs a sync of the
 /// logdriver's disk, which is worth some thousand events.
-const BATCH_EVENTS_MAX: usize = 2_000;
-const BATCH_BYTES_FULL: usize = 1024 * 1024;
+const ANSWER_EVENTS_MAX: usize = 2_048;
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 /// Questions by anybody after which a batch goes to another logdriver, if who has it asked none: some seconds at least, as
 /// nobody asks more often than every few milliseconds.
 const AWAY_AFTER_QUESTIONS: u64 = 1_000;
 
+/// Logdrivers that are told of the end. A proxy has a few.
+const CONSUMERS_MAX: usize = 256;
+
 /// Keeps events.
 pub(super) struct Keeper {
-    queue: Receiver<Vec<u8>>,
-    held: VecDeque<Vec<u8>>,
+    queue: EventReceiver,
+    held: Held,
     out: Vec<Batch>,
+    /// Who asks.
+    consumers: HashMap<u64, Consumer>,
+    /// What shards said last; every consumer gets it.
+    last_words: Option<EventBatch>,
     /// Most events here, those that are out included.
     high_water_mark: usize,
     stopped: Receiver<()>,
@@ -47,18 +55,27 @@ pub(super) struct Keeper {
     waker: Waker,
 }
 
+/// A logdriver.
+#[derive(Default)]
+struct Consumer {
+    /// Its last question, counting all.
+    asked: u64,
+    /// Whether it was given what shards said last.
+    told: bool,
+}
+
 /// Events that a logdriver was given.
 struct Batch {
     consumer: u64,
     number: u64,
-    frames: Vec<Vec<u8>>,
+    events: EventBatch,
     /// The last question of its consumer, counting all.
     asked: u64,
 }
 
 impl Keeper {
     pub(super) fn new(
-        queue: Receiver<Vec<u8>>,
+        queue: EventReceiver,
         high_water_mark: usize,
         stopped: Receiver<()>,
         counters: EventCounters,
@@ -66,8 +83,10 @@ impl Keeper {
     ) -> Self {
         Self {
             queue,
-            held: VecDeque::new(),
+            held: Held::default(),
             out: Vec::new(),
+            consumers: HashMap::new(),
+            last_words: None,
             high_water_mark,
             stopped,
             deadline: None,
@@ -101,7 +120,7 @@ impl Keeper {
             // Who asked may be gone; the batch stays out.
             let _ = self.wait(responder.reply(Message::from(answer.as_slice())));
         }
-        let lost = self.held.len() + self.out_events() + self.queue.len();
+        let lost = self.held.events + self.out_events() + self.queue.len();
         self.counters.failed.inc_by(count(lost));
         let failed = self.counters.failed.get();
         if failed > 0 {
@@ -128,6 +147,8 @@ impl Keeper {
             if self.deadline.is_none() && self.stopped.try_recv() != Err(TryRecvError::Empty) {
                 let is_read = self.counters.pushed.get() > 0;
                 self.deadline = Some(after(if is_read { FLUSH_MAX } else { FLUSH_MAX_UNREAD }));
+                // Whoever sends has ended before.
+                self.last_words = self.queue.last_words();
             }
             let deadline = self.deadline.as_ref();
             if deadline.is_some_and(|deadline| deadline.try_recv().is_ok()) || self.is_done() {
@@ -140,13 +161,25 @@ impl Keeper {
     /// Whether it was told to stop, and nothing is left to hand over.
     fn is_done(&self) -> bool {
         self.deadline.is_some()
-            && self.held.is_empty()
+            && self.held.events == 0
             && self.out.is_empty()
             && self.queue.is_empty()
+            && (self.last_words.is_none() || self.consumers.values().all(|who| who.told))
+    }
+
+    /// Takes note of who asks, and forgets who asks no more.
+    fn follow(&mut self, consumer: u64) {
+        let questions = self.questions;
+        self.consumers
+            .retain(|_, who| questions - who.asked <= AWAY_AFTER_QUESTIONS);
+        if self.consumers.len() < CONSUMERS_MAX || self.consumers.contains_key(&consumer) {
+            self.consumers.entry(consumer).or_default().asked = questions;
+        }
     }
 
     fn answer(&mut self, take: Take) -> Vec<u8> {
         self.questions += 1;
+        self.follow(take.consumer);
         let own = |batch: &Batch| batch.consumer == take.consumer;
         if let Some(at) = self.out.iter().position(own)
             && self
@@ -155,7 +188,7 @@ impl Keeper {
                 .is_some_and(|batch| batch.number == take.stored)
         {
             let batch = self.out.swap_remove(at);
-            self.counters.pushed.inc_by(count(batch.frames.len()));
+            self.counters.pushed.inc_by(count(batch.events.events()));
             self.take_from_queue();
         }
         if !take.more {
@@ -167,7 +200,8 @@ impl Keeper {
         let at = match known.or_else(|| self.out.iter().position(away)) {
             Some(at) => at,
             None => {
-                let Some(batch) = self.next_batch(take.consumer) else {
+                let next = self.next_batch(take.consumer);
+                let Some(batch) = next.or_else(|| self.last_batch(take.consumer)) else {
                     return self.empty();
                 };
                 self.out.push(batch);
@@ -183,13 +217,8 @@ impl Keeper {
             batch: batch.number,
         };
         let mut answer = head.to_bytes().to_vec();
-        for (index, frame) in batch.frames.iter().enumerate() {
-            if index > 0 {
-                answer.push(b'\n');
-            }
-            // Without the version, which stands once at the head.
-            answer.extend_from_slice(frame.get(1..).unwrap_or_default());
-        }
+        // The version stands in the head.
+        answer.extend_from_slice(batch.events.lines());
         answer
     }
 
@@ -202,40 +231,39 @@ impl Keeper {
     }
 
     fn next_batch(&mut self, consumer: u64) -> Option<Batch> {
-        let mut frames = Vec::new();
-        let mut bytes = 0;
-        while frames.len() < BATCH_EVENTS_MAX && bytes < BATCH_BYTES_FULL {
-            let Some(frame) = self.held.pop_front() else {
-                break;
-            };
-            bytes += frame.len();
-            frames.push(frame);
-        }
-        if frames.is_empty() {
+        let events = self.held.next(ANSWER_EVENTS_MAX, ANSWER_BYTES_MAX)?;
+        Some(self.batch(consumer, events))
+    }
+
+    /// What shards said last, once for each.
+    fn last_batch(&mut self, consumer: u64) -> Option<Batch> {
+        let words = self.last_words.clone()?;
+        let who = self.consumers.get_mut(&consumer)?;
+        if std::mem::replace(&mut who.told, true) {
             return None;
         }
+        Some(self.batch(consumer, words))
+    }
+
+    fn batch(&mut self, consumer: u64, events: EventBatch) -> Batch {
         self.batches += 1;
-        Some(Batch {
+        Batch {
             consumer,
             number: self.batches,
-            frames,
+            events,
             asked: self.questions,
-        })
+        }
     }
 
     fn out_events(&self) -> usize {
-        self.out.iter().map(|batch| batch.frames.len()).sum()
+        self.out.iter().map(|batch| batch.events.events()).sum()
     }
 
     fn take_from_queue(&mut self) {
         let out = self.out_events();
-        while self.held.len() + out < self.high_water_mark {
-            match self.queue.try_recv() {
-                Ok(frame) => self.held.push_back(frame),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
-        }
-        let held = i64::try_from(self.held.len() + out).unwrap_or(i64::MAX);
+        let room = self.high_water_mark - self.held.events - out;
+        self.held.take_from(&mut self.queue, room);
+        let held = i64::try_from(self.held.events + out).unwrap_or(i64::MAX);
         self.counters.held.set(held);
     }
 }
@@ -243,13 +271,16 @@ impl Keeper {
 #[cfg(test)]
 mod tests {
     use prometheus::{IntCounter, IntGauge};
+    use tsp_shards::event_queue;
 
     use super::*;
 
     fn keeper(events: usize, high_water_mark: usize) -> Keeper {
-        let (sender, queue) = crossbeam_channel::bounded(events);
+        let (queue, receiver) = event_queue(events);
+        let lane = queue.lane();
         for number in 0..events {
-            sender.send(format!("\u{1}{number}").into_bytes()).unwrap();
+            lane.push(|out| out.extend_from_slice(number.to_string().as_bytes()))
+                .unwrap();
         }
         let (_stop, stopped) = crossbeam_channel::bounded(1);
         let counters = EventCounters {
@@ -257,7 +288,7 @@ mod tests {
             failed: IntCounter::new("failed", "failed").unwrap(),
             held: IntGauge::new("held", "held").unwrap(),
         };
-        let mut keeper = Keeper::new(queue, high_water_mark, stopped, counters, 9);
+        let mut keeper = Keeper::new(receiver, high_water_mark, stopped, counters, 9);
         keeper.take_from_queue();
         keeper
     }
@@ -286,6 +317,25 @@ mod tests {
         assert_eq!(keeper.counters.pushed.get(), 2);
         assert_eq!(ask(&mut keeper, 1, 2), (0, String::new()));
         assert_eq!((keeper.counters.pushed.get(), keeper.out_events()), (3, 0));
+    }
+
+    #[test]
+    fn every_logdriver_is_told_of_the_end() {
+        let mut keeper = keeper(1, 10);
+        assert_eq!(ask(&mut keeper, 1, 0), (1, "0".to_owned()));
+        assert_eq!(ask(&mut keeper, 2, 0).0, 0);
+        let (queue, mut receiver) = event_queue(1);
+        let lane = queue.lane();
+        lane.push_last(|out| out.extend_from_slice(b"end")).unwrap();
+        keeper.last_words = receiver.last_words();
+        keeper.deadline = Some(after(FLUSH_MAX));
+        assert_eq!(ask(&mut keeper, 2, 0), (2, "end".to_owned()));
+        assert_eq!(ask(&mut keeper, 1, 1), (3, "end".to_owned()));
+        assert_eq!(ask(&mut keeper, 2, 2).0, 0);
+        assert!(!keeper.is_done(), "one has not acknowledged it");
+        assert_eq!(ask(&mut keeper, 1, 3).0, 0);
+        assert!(keeper.is_done());
+        assert_eq!((keeper.counters.pushed.get(), keeper.out_events()), (1, 0));
     }
 
     #[test]

@@ -3,6 +3,8 @@ use std::{
     net::{Ipv4Addr, TcpStream},
 };
 
+use tsp_shards::{EventLane, event_queue};
+
 use super::*;
 
 fn counters() -> EventCounters {
@@ -66,42 +68,54 @@ impl Puller {
     }
 }
 
-fn frame(number: usize) -> Vec<u8> {
-    format!("\u{1}{number}").into_bytes()
+/// Puts an event in as soon as there is room.
+fn send(lane: &EventLane, number: usize) {
+    while lane
+        .push(|out| out.extend_from_slice(number.to_string().as_bytes()))
+        .is_err()
+    {
+        thread::yield_now();
+    }
+}
+
+/// A queue, and a lane of it.
+fn queue(capacity: usize) -> (EventLane, EventReceiver) {
+    let (queue, receiver) = event_queue(capacity);
+    (queue.lane(), receiver)
 }
 
 #[test]
 fn what_waits_at_one_time_travels_together() {
-    let (sender, queue) = crossbeam_channel::bounded(10);
+    let (lane, queue) = queue(10);
     for number in 0..3 {
-        sender.send(frame(number)).unwrap();
+        send(&lane, number);
     }
     let thread = EventThread::start(&settings(ANY_PORT, 100), queue, counters()).unwrap();
     let mut puller = Puller::connect(thread.local_addr());
     assert_eq!(puller.pull(), b"\x010\n1\n2");
-    sender.send(frame(3)).unwrap();
-    assert_eq!(puller.pull(), frame(3));
+    send(&lane, 3);
+    assert_eq!(puller.pull(), b"\x013");
     thread.stop();
 }
 
 #[test]
 fn many_travel_together_in_order_and_none_is_lost() {
     const EVENTS: usize = 20_000;
-    let (sender, queue) = crossbeam_channel::bounded(1_000);
+    let (lane, queue) = queue(1_000);
     let counters = counters();
     let settings = settings(ANY_PORT, 1_000);
     let thread = EventThread::start(&settings, queue, counters.clone()).unwrap();
     let mut puller = Puller::connect(thread.local_addr());
     let feeder = thread::spawn(move || {
         for number in 0..EVENTS {
-            sender.send(frame(number)).unwrap();
+            send(&lane, number);
         }
     });
     let mut pulled = 0;
     let mut messages = 0;
     while pulled < EVENTS {
         let events = puller.events();
-        assert!(events.len() <= MESSAGE_EVENTS_MAX);
+        assert!(events.len() <= EventBatch::EVENTS_MAX);
         for event in events {
             assert_eq!(event, pulled.to_string().into_bytes());
             pulled += 1;
@@ -122,34 +136,34 @@ fn many_travel_together_in_order_and_none_is_lost() {
 }
 
 #[test]
-fn a_full_message_takes_no_further_event() {
-    let (_sender, queue) = crossbeam_channel::bounded(1);
-    let (_stop, stopped) = crossbeam_channel::bounded(1);
-    let held = (0..100).map(|_| vec![1; MESSAGE_BYTES_FULL / 2]).collect();
-    let counters = counters();
-    let mut pusher = Pusher {
-        queue,
-        held,
-        high_water_mark: 100,
-        stopped,
-        deadline: None,
-        counters,
+fn batches_are_joined_as_far_as_they_fit() {
+    let (lane, mut queue) = queue(10);
+    let mut held = Held::default();
+    for number in 1..=4 {
+        send(&lane, number);
+        held.take_from(&mut queue, 10);
+    }
+    let mut next = |events_max, bytes_max| {
+        let batch = held.next(events_max, bytes_max);
+        batch.map(|batch| batch.bytes().to_vec())
     };
-    let (message, events) = pusher.next_message().unwrap();
-    assert_eq!((events, message.len()), (2, MESSAGE_BYTES_FULL));
+    assert_eq!(next(2, 100).unwrap(), b"\x011\n2");
+    assert_eq!(next(9, 3).unwrap(), b"\x013");
+    // One that is too large already travels alone.
+    assert_eq!(next(0, 0).unwrap(), b"\x014");
+    assert_eq!((next(9, 100), held.events), (None, 0));
 }
 
 #[test]
 fn what_is_held_at_the_end_still_goes_out() {
-    let (sender, queue) = crossbeam_channel::bounded(2_000);
+    let (lane, queue) = queue(2_000);
     let counters = counters();
     let settings = settings(ANY_PORT, 2_000);
     let thread = EventThread::start(&settings, queue, counters.clone()).unwrap();
     let mut puller = Puller::connect(thread.local_addr());
     for number in 0..2_000 {
-        sender.send(frame(number)).unwrap();
+        send(&lane, number);
     }
-    drop(sender);
     let stopper = thread::spawn(move || thread.stop());
     let mut pulled = 0;
     while pulled < 2_000 {
@@ -161,23 +175,73 @@ fn what_is_held_at_the_end_still_goes_out() {
 }
 
 #[test]
+fn every_logdriver_hears_what_is_said_last() {
+    let (lane, queue) = queue(1_000);
+    let counters = counters();
+    let thread = EventThread::start(&settings(ANY_PORT, 1_000), queue, counters.clone()).unwrap();
+    let (heard, hears) = std::sync::mpsc::channel();
+    let pullers: Vec<_> = (0..3)
+        .map(|puller| {
+            let mut from = Puller::connect(thread.local_addr());
+            let heard = heard.clone();
+            thread::spawn(move || {
+                loop {
+                    let events = from.events();
+                    heard.send(puller).unwrap();
+                    if events.contains(&b"end".to_vec()) {
+                        return;
+                    }
+                }
+            })
+        })
+        .collect();
+    // Each takes its turn once it is connected.
+    let mut known = [false; 3];
+    let mut sent = 0;
+    while known.contains(&false) {
+        send(&lane, sent);
+        sent += 1;
+        known[hears.recv().unwrap()] = true;
+    }
+    lane.push_last(|out| out.extend_from_slice(b"end")).unwrap();
+    thread.stop();
+    for puller in pullers {
+        puller.join().unwrap();
+    }
+    let told = (counters.pushed.get(), counters.failed.get());
+    assert_eq!(told, (count(sent + 1), 0));
+}
+
+#[test]
+fn without_a_logdriver_what_is_said_last_is_waited_for_once() {
+    let (lane, queue) = queue(10);
+    let counters = counters();
+    let thread = EventThread::start(&settings(ANY_PORT, 10), queue, counters.clone()).unwrap();
+    lane.push_last(|out| out.extend_from_slice(b"end")).unwrap();
+    thread.stop();
+    assert_eq!((counters.pushed.get(), counters.failed.get()), (0, 1));
+}
+
+#[test]
 fn without_a_logdriver_it_takes_no_more_than_the_high_water_mark() {
     thread::scope(|scope| {
         for high_water_mark in [1, 2, 40, 2_000] {
             scope.spawn(move || {
-                let (sender, queue) = crossbeam_channel::bounded(high_water_mark + 10);
-                for number in 0..high_water_mark + 10 {
-                    sender.send(frame(number)).unwrap();
+                let capacity = high_water_mark + 10;
+                let (lane, queue) = queue(capacity);
+                for number in 0..capacity {
+                    send(&lane, number);
                 }
                 let counters = counters();
                 let settings = settings(ANY_PORT, high_water_mark);
                 let thread = EventThread::start(&settings, queue, counters.clone()).unwrap();
-                while sender.len() > 10 {
-                    thread::yield_now();
+                // So much room there is now, and no more.
+                for number in 0..high_water_mark {
+                    send(&lane, number);
                 }
                 thread.stop();
-                assert_eq!(sender.len(), 10, "the rest stays in the queue");
-                let lost = count(high_water_mark + 10);
+                assert!(lane.push(|_| {}).is_err(), "the rest stays in the queue");
+                let lost = count(high_water_mark + capacity);
                 assert_eq!((counters.pushed.get(), counters.failed.get()), (0, lost));
             });
         }
@@ -187,13 +251,12 @@ fn without_a_logdriver_it_takes_no_more_than_the_high_water_mark() {
 #[test]
 fn an_address_that_cannot_be_had_is_an_error() {
     let taken = TcpListener::bind(ANY_PORT).unwrap();
-    let (_sender, queue) = crossbeam_channel::bounded(1);
     for address in [
         taken.local_addr().unwrap(),
         "192.0.2.1:5555".parse().unwrap(),
     ] {
-        let error =
-            EventThread::start(&settings(address, 10), queue.clone(), counters()).unwrap_err();
+        let (_, queue) = event_queue(1);
+        let error = EventThread::start(&settings(address, 10), queue, counters()).unwrap_err();
         assert!(
             error
                 .to_string()
@@ -212,17 +275,18 @@ fn cost_per_event() {
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     };
-    let (sender, queue) = crossbeam_channel::bounded(25_000);
+    let (lane, queue) = queue(25_000);
     let thread = EventThread::start(&settings(ANY_PORT, 25_000), queue, counters()).unwrap();
     let mut puller = Puller::connect(thread.local_addr());
     let before = ticks(&cpu());
     #[expect(clippy::disallowed_methods, reason = "a measurement")]
     let start = Instant::now();
-    let mut event = vec![b'x'; 400];
-    event[0] = 1;
+    let event = [b'x'; 400];
     let feeder = thread::spawn(move || {
         for _ in 0..EVENTS {
-            sender.send(event.clone()).unwrap();
+            while lane.push(|out| out.extend_from_slice(&event)).is_err() {
+                thread::yield_now();
+            }
         }
     });
     let mut pulled = 0;

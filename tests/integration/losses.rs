@@ -286,6 +286,46 @@ fn a_proxy_that_ends_in_order_loses_nothing(io: Io, mode: Mode) {
     }
 }
 
+fn every_logdriver_hears_the_end(io: Io, mode: Mode) {
+    let setup = |event: SocketAddr| {
+        let setup = mode.setup(io, 25_000);
+        setup.env("TSP_EVENT_BIND_ADDRESS", &event.to_string())
+    };
+    let proxy = setup(own_address(io, mode, 2)).start();
+    let stores = [folder(), folder()];
+    let logdrivers = stores
+        .each_ref()
+        .map(|store| Logdriver::start(&proxy, mode.scheme(), store));
+    let all_take = |proxy: &Proxy| {
+        let received = || {
+            let of = |logdriver: &Logdriver| {
+                let metrics = logdriver.metrics();
+                metrics.count("logdriver_events_received_total", &[])
+            };
+            [of(&logdrivers[0]), of(&logdrivers[1])]
+        };
+        let before = received();
+        until("each logdriver takes an event", || {
+            proxy.call("document/wrap", &metadata("acme")).ok();
+            let now = received();
+            now[0] > before[0] && now[1] > before[1]
+        });
+    };
+    all_take(&proxy);
+    let event = proxy.event.expect("it is told");
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.wait_for_end().code, Some(0));
+
+    let successor = setup(event).start();
+    all_take(&successor);
+    for logdriver in &logdrivers {
+        let died = logdriver
+            .metrics()
+            .count("logdriver_proxies_died_total", &[]);
+        assert_eq!(died, 0.0);
+    }
+}
+
 fn nobody_takes_events(io: Io, mode: Mode) {
     const ITEMS: u64 = 4_000;
     const REQUESTS: u64 = 30;
@@ -348,6 +388,14 @@ on_both! {
 
     fn a_proxy_whose_events_are_acknowledged_and_that_ends_in_order_loses_nothing(io) {
         a_proxy_that_ends_in_order_loses_nothing(io, Mode::Acknowledged);
+    }
+
+    fn all_logdrivers_that_are_pushed_to_hear_that_a_proxy_ended(io) {
+        every_logdriver_hears_the_end(io, Mode::Pushed);
+    }
+
+    fn all_logdrivers_that_acknowledge_hear_that_a_proxy_ended(io) {
+        every_logdriver_hears_the_end(io, Mode::Acknowledged);
     }
 
     fn pushed_events_that_nobody_takes_cost_no_memory(io) {

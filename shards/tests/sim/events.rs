@@ -26,26 +26,23 @@ fn a_full_event_queue_costs_its_time_once_and_loses_events_not_requests() {
         event["iclFields"]["event"] = "USER_LOGIN".into();
         let refused = world.post("event/security-event", event.clone()).await;
         assert_eq!((refused.status, refused.code()), (503, Some(301)));
-        let seen: Vec<_> = world.events.try_iter().map(number).collect();
-        assert_eq!(seen, [0, 1, 2]);
+        assert_eq!(numbers(&world.take_events(ALL)), [0, 1, 2]);
         let accepted = world.post("event/security-event", event).await;
         assert_eq!((accepted.status, accepted.body), (200, Value::Null));
-        let next = world.events.try_iter().map(number).next().unwrap();
         assert_eq!(
-            next, 21,
+            numbers(&world.take_events(ALL)),
+            [21],
             "the loss of 17 and of the refused one shows as a gap"
         );
     });
 }
 
-/// An event of the queue.
-fn event(frame: Vec<u8>) -> Value {
-    assert_eq!(frame[0], 1, "the format's version");
-    serde_json::from_slice(&frame[1..]).unwrap()
-}
+/// All events that wait.
+const ALL: usize = usize::MAX;
 
-fn number(frame: Vec<u8>) -> u64 {
-    event(frame)["sequence"]["number"].as_u64().unwrap()
+fn numbers(events: &[Value]) -> Vec<u64> {
+    let number = |event: &Value| event["sequence"]["number"].as_u64().unwrap();
+    events.iter().map(number).collect()
 }
 
 /// What a gap event says: whose events were lost, how many, and its own number.
@@ -81,15 +78,14 @@ fn what_was_lost_is_told_by_tenant_as_soon_as_there_is_room() {
         }
         // Nobody takes anything, so that nothing can be told.
         world.rt.sleep(ms(2_000)).await;
-        let taken: Vec<_> = world.events.try_iter().map(number).collect();
-        assert_eq!(taken, [0, 1, 2]);
+        assert_eq!(numbers(&world.take_events(ALL)), [0, 1, 2]);
         // No request is needed for the telling, and it is told once.
         world.rt.sleep(ms(2_000)).await;
-        let told: Vec<_> = world.events.try_iter().map(event).collect();
+        let told = world.take_events(ALL);
         let told: Vec<_> = told.iter().map(loss).collect();
         assert_eq!(told, [(A, 7, 12), (B, 2, 13)]);
         world.rt.sleep(ms(2_000)).await;
-        assert!(world.events.is_empty());
+        assert!(world.events.borrow().is_empty());
     });
 }
 
@@ -110,12 +106,12 @@ fn losses_that_could_not_be_told_go_before_what_waits_for_room() {
         world.rt.spawn(async move {
             for _ in 0..3 {
                 taker.rt.sleep(ms(5)).await;
-                to.borrow_mut().extend(taker.events.try_recv());
+                to.borrow_mut().extend(taker.take_events(1));
             }
         });
         assert_eq!(world.wrap(B).await.status, 200);
         world.rt.sleep(ms(100)).await;
-        let taken: Vec<_> = taken.take().into_iter().map(event).collect();
+        let taken = taken.take();
         assert_eq!(taken[0]["sequence"]["number"], 0);
         assert_eq!(loss(&taken[1]), (A, 2, 3));
         assert_eq!(
@@ -137,9 +133,9 @@ fn the_event_of_a_caller_who_leaves_while_it_waits_for_room_is_told_as_lost() {
             .post_and_leave("document/wrap", metadata(A), ms(15))
             .await;
         world.rt.sleep(ms(100)).await;
-        assert_eq!(world.events.try_iter().map(number).collect::<Vec<_>>(), [0]);
+        assert_eq!(numbers(&world.take_events(ALL)), [0]);
         world.rt.sleep(ms(600)).await;
-        let told: Vec<_> = world.events.try_iter().map(event).collect();
+        let told = world.take_events(ALL);
         assert_eq!(told.iter().map(loss).collect::<Vec<_>>(), [(A, 1, 2)]);
     });
 }
@@ -171,13 +167,11 @@ fn a_shard_that_ends_in_order_says_so_last() {
         for _ in 0..5 {
             assert_eq!(world.wrap(A).await.status, 200);
         }
-        for _ in 0..4 {
-            world.events.try_recv().unwrap();
-        }
+        assert_eq!(world.take_events(4).len(), 4);
         world.controls.borrow()[0].drain();
         world.rt.sleep(ms(100)).await;
         assert!(world.ended.get());
-        let last: Vec<_> = world.events.try_iter().map(event).collect();
+        let last = world.take_events(ALL);
         assert_eq!(last.len(), 2, "{last:?}");
         assert_eq!(loss(&last[0]), (A, 1, 5));
         assert_eq!(last[1]["iclFields"]["event"], "TSP_EVENTS_ENDED");

@@ -68,7 +68,7 @@ fn what_is_wrapped_unwraps_to_the_same_key() {
         let unwrapped = world.unwrap(A, edek(&wrapped)).await;
         assert_eq!(unwrapped.body["dek"], wrapped.body["dek"]);
         assert_eq!(world.unwrap(B, edek(&wrapped)).await.code(), Some(202));
-        assert_eq!(world.events.len(), 2);
+        assert_eq!(world.events.borrow().len(), 2);
     });
 }
 

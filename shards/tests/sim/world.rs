@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     rc::Rc,
     sync::Arc,
@@ -21,8 +21,8 @@ use tsp_rt::{
     tls::{self, MaybeTls, ServerTls},
 };
 use tsp_shards::{
-    ApiKeys, Destinations, Entrance, EventsConfig, Forgetter, Limits, Shard, ShardControl,
-    ShardParts, Snapshot, Way,
+    ApiKeys, Destinations, Entrance, EventReceiver, EventsConfig, Forgetter, Limits, Shard,
+    ShardControl, ShardParts, Snapshot, Way, event_queue,
 };
 use tsp_wire::{
     ApiKey, Secret, SnapshotVersion, TenantId,
@@ -298,7 +298,7 @@ pub(crate) struct World {
     assume_role: bool,
     pub(crate) leasing: Cell<bool>,
     ca_pem: Option<String>,
-    pub(crate) events: crossbeam_channel::Receiver<Vec<u8>>,
+    pub(crate) events: RefCell<EventReceiver>,
     pub(crate) ended: Rc<Cell<bool>>,
     /// Keeps the tenant secrets, as the control plane does.
     pub(crate) keeper: Keeper,
@@ -361,6 +361,19 @@ pub(crate) enum As {
 pub(crate) type TenantKeys<'a> = &'a [(&'a str, &'a str)];
 
 impl World {
+    /// Takes up to `events_max` events from the queue.
+    pub(crate) fn take_events(&self, events_max: usize) -> Vec<Value> {
+        let mut batches = VecDeque::new();
+        self.events.borrow_mut().take(events_max, &mut batches);
+        let lines = batches.iter().flat_map(|batch| {
+            assert_eq!(batch.bytes()[0], 1, "the format's version");
+            batch.lines().split(|byte| *byte == b'\n')
+        });
+        lines
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect()
+    }
+
     pub(crate) fn start(rt: &SimRt, setup: Setup, tenants: TenantKeys<'_>) -> Rc<Self> {
         rt.net().set_name(KMS_HOST, &[IpAddr::V4(KMS_ADDRESS.0)]);
         let certificate = setup.tls.then(certificate);
@@ -380,7 +393,7 @@ impl World {
             closes_idle_after: Cell::new(None),
         });
         rt.spawn(Rc::clone(&kms).run());
-        let (queue, events) = crossbeam_channel::bounded(setup.event_queue);
+        let (queue, events) = event_queue(setup.event_queue);
         let (scrape, _) = crossbeam_channel::bounded(1);
         let (secrets, offers) = crossbeam_channel::bounded(setup.secret_queue);
         let key = ApiKey::new(API_KEY.to_owned()).unwrap();
@@ -422,7 +435,7 @@ impl World {
             assume_role: setup.assume_role,
             leasing: Cell::new(setup.leasing),
             ca_pem: certificate.map(|(certificate, _)| certificate),
-            events,
+            events: RefCell::new(events),
             ended,
             keeper: Keeper::default(),
             version: Cell::new(0),
