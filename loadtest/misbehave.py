@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 
 import programs
-from programs import API_KEY, ROOT, Child, Kmssim, Tsp, call, cpu_seconds
+from programs import API_KEY, ROOT, Child, Kmssim, Neighbour, Tsp, call, cpu_seconds
 
 def batch(folder):
     """Batches of 10,000 wraps under 256 open files."""
@@ -338,11 +338,21 @@ class Collector(http.server.BaseHTTPRequestHandler):
 def watched(folder):
     """CPU of the proxy per leased unwrap and per wrap at a KMS: with 1 % of the requests traced, a collector running and a dead one;
     with all of them; and with a scrape a second; each against the same without, measured in the same round, in an order that
-    changes. `again` is once more without: what such a ratio is worth on this machine. The proxy has one shard, on the first CPU."""
+    changes. `again` is once more without: what such a ratio is worth on this machine. The proxy has one shard, on the first CPU; the rest, the
+    collector and the scraper too, shares the second, which never idles."""
     own, shared = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))[:2]]
     cpus = {"TSP_SHARDS": "1", "TSP_CORES": own, "TSP_CONTROL_CORE": own}
     collector = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
-    threading.Thread(target=collector.serve_forever, daemon=True).start()
+
+    def on_shared(work):
+        """In a thread that stays off the proxy's CPU, as do those that it starts."""
+        def run():
+            os.sched_setaffinity(threading.get_native_id(), {int(shared)})
+            work()
+
+        return threading.Thread(target=run, daemon=True)
+
+    on_shared(collector.serve_forever).start()
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         dead = nobody.getsockname()[1]
 
@@ -366,7 +376,7 @@ def watched(folder):
         for number in range(ROUNDS):
             order = list(variants)[number % len(variants) :] + list(variants)[: number % len(variants)]
             for variant in order:
-                with Kmssim(folder, "--providers", "aws", "--tenants", 1, *leasing, cpu=shared) as kmssim:
+                with Neighbour(shared), Kmssim(folder, "--providers", "aws", "--tenants", 1, *leasing, cpu=shared) as kmssim:
                     with Tsp(folder, kmssim.config, **cpus, **variants[variant]) as tsp:
                         done, scrapes = threading.Event(), [0]
 
@@ -375,7 +385,7 @@ def watched(folder):
                                 call(tsp.health, "GET", "/metrics")
                                 scrapes[0] += 1
 
-                        scraper = threading.Thread(target=scrape)
+                        scraper = on_shared(scrape)
                         if variant == "scraped":
                             scraper.start()
                         report = tsp.load(folder, operation, *load, "--server-pid", tsp.process.pid)

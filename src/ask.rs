@@ -1,15 +1,20 @@
 //! One HTTP request of the control plane's to somebody else's server, on a connection of its own: for what is asked seldom.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{Request, Uri, client::conn::http1, header};
+use hyper::{
+    Request, Uri,
+    client::conn::http1,
+    header::{self, HeaderName, HeaderValue},
+};
 use hyper_util::rt::TokioIo;
 use tsp_rt::{
     NetError, Rt,
     tls::{self, ClientTls, MaybeTls},
 };
+use tsp_wire::Secret;
 
 /// Largest head of an answer, in bytes. hyper's minimum is 8 KiB.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -22,6 +27,29 @@ pub(crate) struct Target {
     port: u16,
     authority: String,
     path: String,
+    headers: Arc<[Credential]>,
+}
+
+/// A header that goes along with every question, such as an API key.
+#[derive(Debug)]
+pub(crate) struct Credential {
+    name: HeaderName,
+    value: Secret<String>,
+}
+
+impl Credential {
+    /// `None` if the value cannot stand in a header, or the header is one that the request itself has.
+    pub(crate) fn new(name: HeaderName, value: Secret<String>) -> Option<Self> {
+        let own = [
+            header::CONNECTION,
+            header::CONTENT_LENGTH,
+            header::CONTENT_TYPE,
+            header::HOST,
+            header::TRANSFER_ENCODING,
+        ];
+        let is_valid = HeaderValue::from_str(value.expose()).is_ok() && !own.contains(&name);
+        is_valid.then_some(Self { name, value })
+    }
 }
 
 /// What to ask.
@@ -60,7 +88,30 @@ impl Target {
                 "" | "/" => path.to_owned(),
                 given => given.to_owned(),
             },
+            headers: Arc::default(),
         })
+    }
+
+    /// Whether what is sent can be read on the way.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.tls.is_none()
+    }
+
+    /// Its name or address, and its port if it was named.
+    pub(crate) fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// The same, trusting `roots` instead of the public authorities.
+    pub(crate) fn trusting(self, roots: ClientTls) -> Self {
+        let tls = self.tls.map(|_| roots);
+        Self { tls, ..self }
+    }
+
+    /// The same, with these headers.
+    pub(crate) fn with_headers(self, headers: Vec<Credential>) -> Self {
+        let headers = headers.into();
+        Self { headers, ..self }
     }
 
     /// Asks. Gives the body of an answer that says that all is well.
@@ -93,9 +144,15 @@ impl Target {
                 (request, body.clone())
             }
         };
-        let request = request
-            .header(header::HOST, &self.authority)
-            .body(Full::new(body));
+        let mut request = request.header(header::HOST, &self.authority);
+        for Credential { name, value } in &*self.headers {
+            let value = HeaderValue::from_str(value.expose()).map(|mut value| {
+                value.set_sensitive(true);
+                value
+            });
+            request = request.header(name, value.map_err(|why| why.to_string())?);
+        }
+        let request = request.body(Full::new(body));
         let request = request.map_err(|why| why.to_string())?;
         let answer = sender.send_request(request).await.map_err(broken)?;
         let status = answer.status();

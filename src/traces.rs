@@ -2,6 +2,9 @@
 //!
 //! A collector that is slow or away costs nobody anything: its queue is bounded, what finds no room is dropped and counted, and
 //! after a failure everything is dropped until it is time to try again.
+//!
+//! What must stay true: the thread waits on the queue for the first request of a message alone. A sleeper must be woken by who
+//! has something for it, which costs the shard more than the record itself; so it looks for the others by its own clock.
 
 mod otlp;
 
@@ -12,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use prometheus::IntCounter;
 use prost::Message as _;
 use tsp_shards::{TraceConfig, TracedRequest};
@@ -20,7 +23,7 @@ use tsp_shards::{TraceConfig, TracedRequest};
 use self::otlp::{Export, Exported, Resource};
 use crate::ask::{Question, Target};
 
-/// Recorded requests that wait for the thread: a second of 1 % of 200,000 a second. At about 0.5 KiB each 1 MiB, and at most
+/// Recorded requests that wait for the thread: a second of 1 % of 200,000 a second, for while the collector is asked. At about 0.5 KiB each 1 MiB, and at most
 /// 20 MiB where all of them are batches with as many attempts at KMSs as are recorded.
 const REQUESTS_WAITING_MAX: usize = 2_048;
 
@@ -30,6 +33,10 @@ const SPANS_MAX: usize = 2_048;
 
 /// How long the first of a message waits for others.
 const WAIT: Duration = Duration::from_secs(1);
+
+/// How often the thread looks for those. The queue has room for what 200,000 requests a second bring meanwhile, even if all are
+/// recorded; and the process's end waits no longer for it.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Longest time for a message to the collector.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,7 +59,7 @@ pub(crate) const PATH: &str = "/v1/traces";
 /// Where traces go, and how many.
 #[derive(Clone, Debug)]
 pub struct TraceSettings {
-    /// `TSP_TRACE_ENDPOINT`.
+    /// `TSP_TRACE_ENDPOINT`, `TSP_TRACE_CA` and `TSP_TRACE_HEADERS`.
     pub(crate) collector: Target,
     /// `TSP_TRACE_SAMPLE`.
     pub sample: f64,
@@ -130,12 +137,15 @@ impl Exporter {
             let mut spans = first.spans();
             let mut message = vec![first];
             while spans < SPANS_MAX {
-                match requests.recv_deadline(full_at) {
+                match requests.try_recv() {
                     Ok(request) => {
                         spans += request.spans();
                         message.push(request);
                     }
-                    Err(_) => break,
+                    Err(TryRecvError::Empty) if monotonic() < full_at => {
+                        thread::park_timeout(LOOK_INTERVAL);
+                    }
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
                 }
             }
             self.send(&message, u64::try_from(spans).unwrap_or(u64::MAX));

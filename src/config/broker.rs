@@ -144,7 +144,7 @@ impl<S: Strings> Reader<'_, S> {
 }
 
 /// Whether a URL's authority leads nowhere else.
-fn is_this_machine(authority: &str) -> bool {
+pub(super) fn is_this_machine(authority: &str) -> bool {
     let host = match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
         _ => authority,

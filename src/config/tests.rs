@@ -329,6 +329,34 @@ fn traces_need_a_collector_and_a_share() {
     }
     let alone = read(&[("TSP_TRACE_SAMPLE", "1")]).unwrap();
     assert!(warnings(&alone)[0].contains("TSP_TRACE_ENDPOINT is not set"));
+    let headers = |endpoint, headers| {
+        read(&[
+            ("TSP_TRACE_ENDPOINT", endpoint),
+            ("TSP_TRACE_HEADERS", headers),
+        ])
+    };
+    let two = "Api-Key=made%20up%2C, x-team = keys";
+    for (endpoint, said) in [
+        ("https://otel.example", 0),
+        ("http://[::1]:4318", 0),
+        ("http://otel.example", 1),
+        ("", 1),
+    ] {
+        let config = headers(endpoint, two).unwrap();
+        assert_eq!(warnings(&config).len(), said, "{endpoint}");
+    }
+    for bad in [
+        "made-up",
+        "a b=made-up",
+        "host=made-up",
+        "a=made-up%0A",
+        "a=made-up,",
+        "a=%FF",
+    ] {
+        let problems = headers("https://otel.example", bad).unwrap_err();
+        assert_eq!(problems.len(), 1, "{bad}");
+        assert!(!problems[0].to_string().contains("made-up"), "{problems:?}");
+    }
     let no_url = read(&[
         ("TSP_TRACE_ENDPOINT", "otel:4318"),
         ("TSP_TRACE_SAMPLE", "1"),

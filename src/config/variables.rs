@@ -22,7 +22,7 @@ const fn variable(name: &'static str, default: &'static str, effect: &'static st
 }
 
 /// Every variable that the proxy knows, in the order of the documentation.
-pub const VARIABLES: [Variable; 47] = [
+pub const VARIABLES: [Variable; 49] = [
     variable("API_KEY", "required", "what applications present"),
     variable("API_KEY_2", "none", "a second accepted key, for rotation"),
     variable(
@@ -179,6 +179,16 @@ pub const VARIABLES: [Variable; 47] = [
         "TSP_TRACE_ENDPOINT",
         "none",
         "OTLP collector that takes traces by HTTP, such as http://127.0.0.1:4318",
+    ),
+    variable(
+        "TSP_TRACE_CA",
+        "none",
+        "PEM file; authorities to trust for it instead of the public ones",
+    ),
+    variable(
+        "TSP_TRACE_HEADERS",
+        "none",
+        "headers for it, such as api-key=VALUE,x-team=keys",
     ),
     variable(
         "TSP_TRACE_SAMPLE",

@@ -1,16 +1,24 @@
 //! Traces: what a collector is told, and what it costs when there is none. What is sent is read by OpenTelemetry's own decoder.
 
 use std::{
-    io::{BufReader, Write as _},
-    net::{SocketAddr, TcpListener},
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     process::Stdio,
-    sync::mpsc::{Receiver, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
+use rustls::{
+    ServerConfig, ServerConnection, StreamOwned,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::support::{
     base64, child,
@@ -20,7 +28,7 @@ use crate::support::{
     metadata,
     metrics::Metrics,
     on_both,
-    peers::{source_folder, target_folder},
+    peers::{Certificates, make_certificates, source_folder, target_folder},
     proxy::{API_KEY, Io, Proxy, Setup},
     request, text,
 };
@@ -40,27 +48,61 @@ const FAILED: &str = "STATUS_CODE_ERROR";
 struct Collector {
     address: SocketAddr,
     exports: Receiver<Value>,
+    /// The line `api-key` of each export's head, if it has one.
+    credentials: Receiver<String>,
 }
 
 impl Collector {
     fn start(answer: &'static [u8]) -> Self {
+        Self::behind(answer, |stream| stream)
+    }
+
+    /// The same behind TLS.
+    fn start_tls(answer: &'static [u8], made: &Certificates) -> Self {
+        let chain = CertificateDer::pem_file_iter(&made.certificate).expect("it was written");
+        let chain = chain.map(|one| one.expect("PEM")).collect();
+        let key = PrivateKeyDer::from_pem_file(&made.key).expect("it was written");
+        let config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .expect("they go together");
+        let config = Arc::new(config);
+        Self::behind(answer, move |stream| {
+            let tls = ServerConnection::new(Arc::clone(&config)).expect("a good configuration");
+            StreamOwned::new(tls, stream)
+        })
+    }
+
+    fn behind<S: Read + Write>(
+        answer: &'static [u8],
+        accept: impl Fn(TcpStream) -> S + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let (sender, exports) = channel();
+        let (credential, credentials) = channel();
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let mut writer = stream.try_clone().expect("a socket");
-                let mut reader = BufReader::new(stream);
-                let body = read_export(&mut reader);
+                let mut reader = BufReader::new(accept(stream));
+                // Who does not trust us goes away.
+                let Some(body) = read_export(&mut reader, &credential) else {
+                    continue;
+                };
                 let _ = sender.send(decoded(&body));
                 let length = answer.len();
                 let head = format!(
                     "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: {length}\r\n\r\n"
                 );
-                let _ = writer.write_all(&[head.as_bytes(), answer].concat());
+                let whole = [head.as_bytes(), answer].concat();
+                let stream = reader.get_mut();
+                let _ = stream.write_all(&whole).and_then(|()| stream.flush());
             }
         });
-        Self { address, exports }
+        Self {
+            address,
+            exports,
+            credentials,
+        }
     }
 
     fn url(&self) -> String {
@@ -85,18 +127,22 @@ impl Collector {
     }
 }
 
-fn read_export(reader: &mut impl std::io::BufRead) -> Vec<u8> {
+/// `None` if nothing comes.
+fn read_export(reader: &mut impl BufRead, credential: &Sender<String>) -> Option<Vec<u8>> {
     let mut line = || {
         let mut line = String::new();
-        reader.read_line(&mut line).expect("a head");
-        line.trim_end().to_ascii_lowercase()
+        let read = reader.read_line(&mut line);
+        read.is_ok_and(|bytes| bytes > 0)
+            .then(|| line.trim_end().to_ascii_lowercase())
     };
-    assert_eq!(line(), "post /v1/traces http/1.1");
+    assert_eq!(line()?, "post /v1/traces http/1.1");
     let (mut length, mut kind) = (0, String::new());
     loop {
-        match line().split_once(": ") {
+        match line()?.split_once(": ") {
             Some(("content-length", bytes)) => length = bytes.parse().expect("a number"),
             Some(("content-type", text)) => text.clone_into(&mut kind),
+            // The test may not care.
+            Some(("api-key", text)) => drop(credential.send(text.to_owned())),
             Some(_) => {}
             None => break,
         }
@@ -104,7 +150,7 @@ fn read_export(reader: &mut impl std::io::BufRead) -> Vec<u8> {
     assert_eq!(kind, "application/x-protobuf");
     let mut body = vec![0; length];
     reader.read_exact(&mut body).expect("a body");
-    body
+    Some(body)
 }
 
 /// An export as Google's protobuf reads it by OpenTelemetry's own definitions.
@@ -281,6 +327,27 @@ on_both! {
         collector.spans(1);
         proxy.log.wait_json(0, "a line about it", |line| line["why"] == "full");
         assert_eq!(counted(&proxy, 1.0), 0.0);
+    }
+
+    fn a_collector_of_a_private_authority_gets_its_credential(io) {
+        let folder = TempDir::new().expect("a temporary folder can be made");
+        let made = make_certificates(&folder);
+        let collector = Collector::start_tls(b"", &made);
+        let url = format!("https://{}", collector.address);
+        let start = |ca: &str| {
+            let setup = Setup::serve(io, &two_local_tenants()).env("TSP_TRACE_ENDPOINT", &url).env("TSP_TRACE_CA", ca);
+            setup.env("TSP_TRACE_SAMPLE", "1").env("TSP_TRACE_HEADERS", "API-Key=made%2Cup").start()
+        };
+        let proxy = start(made.ca.to_str().expect("UTF-8"));
+        proxy.call("document/wrap", &metadata("acme")).ok();
+        assert_eq!(told(&collector.spans(1)[0], "tsp.tenant_id"), "acme");
+        assert_eq!(collector.credentials.recv_timeout(SPANS_TIMEOUT).as_deref(), Ok("made,up"));
+        assert!(!proxy.log.text().contains("made,up"));
+        // A certificate that no public authority signed is nobody's whose traces are to be had.
+        let proxy = start("");
+        proxy.call("document/wrap", &metadata("acme")).ok();
+        assert_eq!(counted(&proxy, 1.0), 0.0);
+        assert!(collector.credentials.try_recv().is_err());
     }
 
     fn without_a_collector_spans_are_dropped_and_requests_are_not(io) {

@@ -169,14 +169,14 @@ pub(crate) fn source_folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-struct Certificates {
-    ca: PathBuf,
-    certificate: PathBuf,
-    key: PathBuf,
+pub(crate) struct Certificates {
+    pub(crate) ca: PathBuf,
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 /// A CA and a certificate for the loopback address, as files in `folder`.
-fn make_certificates(folder: &TempDir) -> Certificates {
+pub(crate) fn make_certificates(folder: &TempDir) -> Certificates {
     let mut ca_params = CertificateParams::new([]).expect("no name is a bad one");
     ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca_key = KeyPair::generate().expect("a key can be made");
