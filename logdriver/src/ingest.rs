@@ -33,7 +33,7 @@ use self::numbers::{Heard, Number, Numbers, Word};
 use crate::{
     clock,
     metrics::Metrics,
-    store::{Append, Incoming, ProxyBatch, Store},
+    store::{Append, Incoming, NextNumbers, ProxyBatch, Store},
 };
 
 /// How often a name is looked up, and how long an address stays that the name has no more.
@@ -109,6 +109,7 @@ struct Shared {
 pub async fn run(
     producers: Vec<Producer>,
     store: Store,
+    next: NextNumbers,
     patience: Duration,
     metrics: Arc<Metrics>,
     stop: watch::Receiver<bool>,
@@ -127,7 +128,7 @@ pub async fn run(
     }
     drop(shared);
     let count = async {
-        let mut numbers = Numbers::new(metrics);
+        let mut numbers = Numbers::new(metrics, next);
         while let Some(heard) = seen.recv().await {
             numbers.hear(&heard);
         }
@@ -350,6 +351,16 @@ impl Shared {
             // That a shard has ended is meant for us, and nobody's event.
             !ended
         });
+        for Number {
+            instance,
+            shard,
+            number,
+            ..
+        } in &numbers
+        {
+            let next = append.next.entry((*instance, *shard)).or_default();
+            *next = number.saturating_add(1).max(*next);
+        }
         let _ = self.numbers.send(Heard::Numbers(from, numbers));
         let events = append.events.len() + append.strange.len();
         if events == 0 && append.batch.is_none() {

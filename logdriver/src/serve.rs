@@ -134,6 +134,7 @@ async fn run(config: ProcessConfig, sinks: Sinks) -> Result<(), RunError> {
     let Opened {
         store,
         arrivals,
+        next,
         closed,
     } = tokio::select! {
         opened = opening => opened?,
@@ -173,6 +174,7 @@ async fn run(config: ProcessConfig, sinks: Sinks) -> Result<(), RunError> {
     let taking = tokio::spawn(ingest::run(
         config.producers,
         store,
+        next,
         config.stall,
         Arc::clone(&metrics),
         stopped,

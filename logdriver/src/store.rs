@@ -27,7 +27,7 @@ mod seal;
 mod tests;
 mod writer;
 
-use std::{fmt, fs::File, io, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, fmt, fs::File, io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -125,11 +125,16 @@ pub struct Append {
     pub strange: Vec<Bytes>,
     /// The proxy's batch, which is dropped if it is the last one that was stored of that proxy.
     pub batch: Option<ProxyBatch>,
+    /// The numbers that shards of proxies give next after these events.
+    pub next: NextNumbers,
     /// Told once all is on disk.
     pub done: Option<oneshot::Sender<()>>,
     /// Room in memory, given back with this.
     pub room: Option<OwnedSemaphorePermit>,
 }
+
+/// The number that each shard of a proxy's process gives next, by process and shard.
+pub type NextNumbers = HashMap<(u64, u16), u64>;
 
 /// A batch that a proxy keeps until it is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +186,8 @@ pub struct Opened {
     /// What waits and what comes, a message per commit. The writer never waits for who reads it: a message is small, and
     /// commits are some hundred a second at most.
     pub arrivals: mpsc::UnboundedReceiver<Vec<Arrived>>,
+    /// What of numbers was stored before: what comes next shows what was lost while nobody was there.
+    pub next: NextNumbers,
     /// Ends when the store's threads have.
     pub closed: Closed,
 }
@@ -223,7 +230,7 @@ impl Store {
         let (read, reads) = mpsc::channel(READS_WAITING_MAX);
         let (arrive, arrivals) = mpsc::unbounded_channel();
         let free_bytes_min = config.free_bytes_min;
-        let (writer, waiting) = writer::Writer::open(
+        let (writer, waiting, next) = writer::Writer::open(
             &config.folder,
             &root,
             config.signing,
@@ -259,6 +266,7 @@ impl Store {
                 instance,
             },
             arrivals,
+            next,
             closed: Closed {
                 writer: writer_ended,
                 reader: reader_ended,

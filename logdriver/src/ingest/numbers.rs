@@ -14,7 +14,10 @@ use std::{
 use serde::Deserialize;
 use tsp_wire::event::{EventSource, TSP_EVENTS_ENDED, TSP_EVENTS_LOST};
 
-use crate::{metrics::Metrics, store::Incoming};
+use crate::{
+    metrics::Metrics,
+    store::{Incoming, NextNumbers},
+};
 
 /// Shards of proxies whose numbers are followed. Each start of a proxy brings as many as it has shards.
 const COUNTED_MAX: usize = 4096;
@@ -89,7 +92,7 @@ pub(super) enum Heard {
 pub(super) struct Numbers {
     metrics: Arc<Metrics>,
     /// The number that each shard of a process gives next.
-    next: HashMap<(u64, u16), u64>,
+    next: NextNumbers,
     /// The process at each address.
     processes: HashMap<SocketAddr, Process>,
 }
@@ -109,10 +112,11 @@ struct Last {
 }
 
 impl Numbers {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    /// `next` is what was known when the last process ended.
+    pub(super) fn new(metrics: Arc<Metrics>, next: NextNumbers) -> Self {
         Self {
             metrics,
-            next: HashMap::new(),
+            next,
             processes: HashMap::new(),
         }
     }
@@ -215,7 +219,7 @@ mod tests {
     }
 
     fn numbers() -> Numbers {
-        Numbers::new(Arc::new(Metrics::new().unwrap()))
+        Numbers::new(Arc::new(Metrics::new().unwrap()), NextNumbers::new())
     }
 
     const HERE: SocketAddr =

@@ -22,10 +22,30 @@ const PROBE_EVENTS: usize = 100;
 /// How soon a disk that did not give events back is asked again.
 const DISK_PAUSE: Duration = Duration::from_secs(1);
 
-/// A sink that fails: since when, and how often in a row.
+/// How often it is looked whether events wait longer than they may that nobody is there for.
+const HELD_PAUSE: Duration = Duration::from_secs(60);
+
+/// What stands for the kind of a log system in metrics where there is none.
+const HELD: &str = "held";
+
+/// A sink that fails, or is none: since when, and how often in a row.
+#[derive(Clone, Copy)]
 struct Trouble {
     since: Instant,
     failures: u32,
+}
+
+impl Trouble {
+    fn begins() -> Self {
+        Self {
+            since: clock::monotonic(),
+            failures: 0,
+        }
+    }
+}
+
+fn kind(sink: Option<&dyn Sink>) -> &'static str {
+    sink.map_or(HELD, |sink| sink.kind().as_str())
 }
 
 /// Why a lane stops delivering for a while.
@@ -54,28 +74,27 @@ pub(super) async fn run(shared: &Shared, lane: &Lane) {
         }
         let mut routes = shared.routes.clone();
         routes.borrow_and_update();
-        let Some(sink) = shared.sink(&lane.tenant).await else {
-            let mut stop = shared.stop.clone();
-            tokio::select! {
-                _ = routes.changed() => {}
-                _ = stop.wait_for(|stop| *stop) => {}
-            }
-            continue;
-        };
-        let wait = match step(shared, lane, &*sink, trouble.as_ref()).await {
+        let sink = shared.sink(&lane.tenant).await;
+        if sink.is_none() {
+            trouble.get_or_insert_with(Trouble::begins);
+        }
+        let sink = sink.as_deref();
+        let wait = match step(shared, lane, sink, trouble.as_ref()).await {
             Ok(()) => {
                 if trouble.take().is_some() {
-                    tracing::info!(tenant_id = &*lane.tenant, sink = %sink.kind(), "its log system takes events again");
+                    let sink = kind(sink);
+                    tracing::info!(
+                        tenant_id = &*lane.tenant,
+                        sink,
+                        "its log system takes events again"
+                    );
                 }
                 continue;
             }
             Err(Pause::Gone) => break,
             Err(Pause::For(wait)) => wait,
         };
-        let trouble = trouble.get_or_insert_with(|| Trouble {
-            since: clock::monotonic(),
-            failures: 0,
-        });
+        let trouble = trouble.get_or_insert_with(Trouble::begins);
         trouble.failures = trouble.failures.saturating_add(1);
         let mut stop = shared.stop.clone();
         tokio::select! {
@@ -114,20 +133,24 @@ async fn gather(shared: &Shared, lane: &Lane) {
     }
 }
 
-/// Reads a batch and delivers it.
+/// Reads a batch and delivers it. Without a sink it stays, unless it waits longer than it may.
 async fn step(
     shared: &Shared,
     lane: &Lane,
-    sink: &dyn Sink,
+    sink: Option<&dyn Sink>,
     trouble: Option<&Trouble>,
 ) -> Result<(), Pause> {
-    let limits = sink.limits();
     let (events_max, bytes_max) = match trouble {
         None => (shared.config.batch_events_max, BATCH_BYTES_MAX),
         Some(_) => (PROBE_EVENTS, PROBE_BYTES),
     };
-    let events_max = events_max.min(limits.events_max).max(1);
-    let bytes_max = bytes_max.min(limits.bytes_max);
+    let (events_max, bytes_max) = match sink.map(Sink::limits) {
+        Some(limits) => (
+            events_max.min(limits.events_max).max(1),
+            bytes_max.min(limits.bytes_max),
+        ),
+        None => (events_max, bytes_max),
+    };
     let expected = usize::try_from(lane.waiting_bytes()).unwrap_or(usize::MAX);
     let room = u32::try_from(expected.min(bytes_max) / 1024 + 1).unwrap_or(u32::MAX);
     let _room = shared.inflight.acquire_many(room).await;
@@ -172,8 +195,11 @@ async fn step(
         .take_while(|event| event.sequence < end)
         .collect();
     if let Some(why) = overdue(shared, lane, trouble, stored_ms) {
-        return bury(shared, lane, sink, events, why).await;
+        return bury(shared, lane, kind(sink), events, why).await;
     }
+    let Some(sink) = sink else {
+        return Err(Pause::For(HELD_PAUSE));
+    };
     Delivery {
         shared,
         lane,
@@ -206,7 +232,7 @@ fn overdue(
 async fn bury(
     shared: &Shared,
     lane: &Lane,
-    sink: &dyn Sink,
+    sink: &'static str,
     events: Vec<Event>,
     why: &'static str,
 ) -> Result<(), Pause> {
@@ -215,21 +241,21 @@ async fn bury(
     };
     tracing::warn!(
         tenant_id = &*lane.tenant,
-        sink = %sink.kind(),
+        sink,
         events = events.len(),
         "undelivered events become dead letters: {why}"
     );
     let (count, bytes) = sizes(&events);
     let dead = events.into_iter().map(|event| (event, why.to_owned()));
     settle(shared, lane, sink, last, dead.collect(), (count, bytes)).await?;
-    // The sink still fails; the wait goes on.
+    // The sink still fails, or is none; the wait goes on.
     Err(Pause::For(Duration::ZERO))
 }
 
 async fn settle(
     shared: &Shared,
     lane: &Lane,
-    sink: &dyn Sink,
+    sink: &'static str,
     upto: u64,
     dead: Vec<(Event, String)>,
     (count, bytes): (i64, i64),
@@ -240,16 +266,17 @@ async fn settle(
         .settle(&lane.tenant, upto, dead, Vec::new())
         .await?;
     lane.took(count, bytes);
-    let kind = sink.kind().as_str();
     let metrics = &shared.metrics;
-    metrics.dead.with_label_values(&[kind]).inc_by(dead_count);
+    metrics.dead.with_label_values(&[sink]).inc_by(dead_count);
     let delivered = u64::try_from(count)
         .unwrap_or_default()
         .saturating_sub(dead_count);
-    metrics
-        .delivered
-        .with_label_values(&[kind])
-        .inc_by(delivered);
+    if delivered > 0 {
+        metrics
+            .delivered
+            .with_label_values(&[sink])
+            .inc_by(delivered);
+    }
     Ok(())
 }
 
@@ -369,6 +396,7 @@ impl Delivery<'_> {
         let Self {
             shared, lane, sink, ..
         } = *self;
+        let sink = sink.kind().as_str();
         settle(shared, lane, sink, last.sequence, dead, sizes(events)).await
     }
 

@@ -19,7 +19,7 @@ const LOCK: &str = "lock";
 const KEY: &str = "key";
 
 /// Version of the tables, in SQLite's `user_version`.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// Bytes of a page: blocks of a few events fit one, and a trickle does not write much more than it has.
 const PAGE_BYTES: i64 = 8192;
@@ -67,6 +67,17 @@ CREATE TABLE dead (
 );
 CREATE INDEX dead_of ON dead (tenant, id);
 CREATE TABLE producer (instance INTEGER PRIMARY KEY, batch INTEGER NOT NULL, at_ms INTEGER NOT NULL);
+";
+
+/// What version 2 adds: the number that each shard of a proxy's process gives next.
+const TABLES_2: &str = "
+CREATE TABLE shard (
+    instance INTEGER NOT NULL,
+    shard INTEGER NOT NULL,
+    next INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    PRIMARY KEY (instance, shard)
+) WITHOUT ROWID;
 ";
 
 /// Makes sure that no other process uses the folder. Given back when dropped.
@@ -142,15 +153,19 @@ pub(crate) fn writer(folder: &Path) -> Result<Connection, OpenError> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    match version {
-        0 => {
-            let transaction = connection.unchecked_transaction()?;
-            transaction.execute_batch(TABLES)?;
-            transaction.pragma_update(None, "user_version", VERSION)?;
-            transaction.commit()?;
-        }
-        VERSION => {}
+    let missing = match version {
+        0 => [TABLES, TABLES_2].as_slice(),
+        1 => &[TABLES_2],
+        VERSION => &[],
         other => return Err(OpenError::Version(other)),
+    };
+    if !missing.is_empty() {
+        let transaction = connection.unchecked_transaction()?;
+        for tables in missing {
+            transaction.execute_batch(tables)?;
+        }
+        transaction.pragma_update(None, "user_version", VERSION)?;
+        transaction.commit()?;
     }
     Ok(connection)
 }

@@ -15,7 +15,7 @@ use tokio::{sync::mpsc, time::timeout_at};
 use tsp_wire::{RayId, envelope::SigningKey};
 
 use self::transaction::Done;
-use super::{Append, Arrived, OpenError, RootKey, Settle, schema, seal::Sealer};
+use super::{Append, Arrived, NextNumbers, OpenError, RootKey, Settle, schema, seal::Sealer};
 use crate::{
     chain::{ChainHash, Head, LogdriverId},
     clock,
@@ -44,6 +44,9 @@ const CHECKPOINT_AGE: Duration = Duration::from_secs(60);
 /// Tenants whose chains are kept apart. What comes for more is stored without a tenant, as of one that nobody knows: a
 /// client that makes names up must not fill the memory.
 const TENANTS_MAX: usize = 1_000_000;
+
+/// Shards of proxies whose numbers a start takes over, the latest: as many as are followed.
+const SHARDS_MAX: i64 = 4096;
 
 /// How often dead letters that are too old are removed.
 const EXPIRE_EVERY: Duration = Duration::from_secs(600);
@@ -82,7 +85,7 @@ struct Tenant {
 }
 
 impl Writer {
-    /// Gives what waits in the store, too.
+    /// Gives what waits in the store, too, and the numbers that come next.
     pub(super) fn open(
         folder: &Path,
         root: &RootKey,
@@ -90,7 +93,7 @@ impl Writer {
         free_bytes_min: u64,
         arrive: mpsc::UnboundedSender<Vec<Arrived>>,
         metrics: Arc<Metrics>,
-    ) -> Result<(Self, Vec<Arrived>), OpenError> {
+    ) -> Result<(Self, Vec<Arrived>, NextNumbers), OpenError> {
         let connection = schema::writer(folder)?;
         let print = root.print();
         if schema::meta(&connection, "key", || Ok(print.to_vec()))? != print {
@@ -113,6 +116,7 @@ impl Writer {
         let (tenants, unchecked) = tenants(&connection, now)?;
         let producers = producers(&connection)?;
         let waiting = waiting(&connection)?;
+        let next = next_numbers(&connection)?;
         let writer = Self {
             folder: folder.to_owned(),
             connection,
@@ -135,7 +139,7 @@ impl Writer {
         writer.metrics.buffered_events.set(buffered);
         writer.metrics.store_writable.set(1);
         writer.measure();
-        Ok((writer, waiting))
+        Ok((writer, waiting, next))
     }
 
     pub(super) fn instance(&self) -> u64 {
@@ -408,6 +412,16 @@ fn producers(connection: &Connection) -> Result<HashMap<u64, u64>, OpenError> {
             row.get::<_, i64>(0)?.cast_unsigned(),
             row.get::<_, i64>(1)?.cast_unsigned(),
         ))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn next_numbers(connection: &Connection) -> Result<NextNumbers, OpenError> {
+    let latest = "SELECT instance, shard, next FROM shard ORDER BY at_ms DESC LIMIT ?1";
+    let mut statement = connection.prepare(latest)?;
+    let rows = statement.query_map([SHARDS_MAX], |row| {
+        let shard = (row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?);
+        Ok((shard, row.get::<_, i64>(2)?.cast_unsigned()))
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }

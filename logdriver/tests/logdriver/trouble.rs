@@ -184,6 +184,42 @@ fn events_of_a_tenant_that_is_removed_are_held_and_arrive_when_it_is_back() {
 }
 
 #[test]
+fn what_was_lost_while_it_was_down_is_missing_when_it_is_back() {
+    let home = Home::new("version = 1\n");
+    // A shard's numbers are 0 to 9, and then 15 to 19.
+    for (first, events, missing) in [(0, 10, 0.0), (15, 5, 5.0)] {
+        let keeper = Keeper::start(events, 50, move |number| event("acme", first + number));
+        let logdriver = start(&home, &keeper.url());
+        wait_until("all are stored", || keeper.acknowledged() == events);
+        wait_until("what is missing is counted", || {
+            logdriver.metric("logdriver_sequence_missing_total") == missing
+        });
+        logdriver.kill();
+    }
+}
+
+#[test]
+fn held_events_are_kept_no_longer_than_others() {
+    const EVENTS: u64 = 300;
+    let home = Home::new("version = 1\n");
+    let keeper = Keeper::start(EVENTS, 50, |number| event("acme", number));
+    let mut command = home.command(&keeper.url());
+    command
+        .env("LOGDRIVER_UNKNOWN_TENANT", "hold")
+        .env("LOGDRIVER_RETENTION_BYTES", "1");
+    let mut logdriver = Logdriver::start(command);
+    wait_until("all are stored", || keeper.acknowledged() == EVENTS);
+    wait_until("none waits", || {
+        logdriver.metric("logdriver_buffered_events") == 0.0
+    });
+    logdriver.drain();
+    assert!(logdriver.events.is_empty(), "some went to standard output");
+    assert_eq!(logdriver.stop().0, 0);
+    let dead = home.dead();
+    assert!(dead.len() as u64 >= EVENTS, "{} dead letters", dead.len());
+}
+
+#[test]
 fn events_of_a_tenant_that_is_removed_go_to_standard_output_unless_they_are_held() {
     const EVENTS: u64 = 300;
     let peer = Peer::start(Manner::Wants("new"));

@@ -10,7 +10,7 @@ use crate::{
     clock,
     sink::Event,
     store::{
-        Append, Arrived, Corrupt, Settle, block,
+        Append, Arrived, Corrupt, NextNumbers, Settle, block,
         seal::{Binding, Kind},
     },
 };
@@ -22,7 +22,7 @@ const BLOCK_BYTES_FULL: usize = 1024 * 1024;
 const DEAD_AGE_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 const DEAD_BYTES_MAX: i64 = 10 * 1024 * 1024 * 1024;
 
-/// Proxies whose last batch is remembered; and for how long, in ms. A proxy's process has a new number at each start.
+/// How long the last batch and the last numbers of a proxy are remembered, in ms. A proxy's process has a new number at each start.
 const PRODUCERS_AGE_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 
 /// What a transaction did, to be taken over once it is on disk.
@@ -70,9 +70,15 @@ impl State {
         let transaction = connection.unchecked_transaction()?;
         let mut done = Done::default();
         let mut lanes = HashMap::new();
+        let mut next = NextNumbers::new();
         for append in appends {
             self.append(&transaction, append, &mut lanes, &mut done)?;
+            for (shard, number) in &append.next {
+                let next = next.entry(*shard).or_default();
+                *next = (*next).max(*number);
+            }
         }
+        write_next(&transaction, &next)?;
         for name in due {
             self.checkpoint(&transaction, &name, &mut lanes, &mut done)?;
         }
@@ -422,6 +428,24 @@ fn keep_corrupt(transaction: &Transaction<'_>, tenant: i64, corrupt: &Corrupt) {
     );
 }
 
+/// Notes the numbers that come next. Late ones, and those of a batch that comes again, change nothing.
+fn write_next(transaction: &Transaction<'_>, next: &NextNumbers) -> rusqlite::Result<()> {
+    let mut upsert = transaction.prepare_cached(
+        "INSERT INTO shard (instance, shard, next, at_ms) VALUES (?1, ?2, ?3, ?4) \
+         ON CONFLICT DO UPDATE SET next = max(next, excluded.next), at_ms = excluded.at_ms",
+    )?;
+    let now_ms = clock::now_ms();
+    for ((instance, shard), number) in next {
+        upsert.execute(params![
+            instance.cast_signed(),
+            shard,
+            signed(*number),
+            now_ms
+        ])?;
+    }
+    Ok(())
+}
+
 /// Removes dead letters that are too old or too many, oldest first, and what is known of proxies that are long gone. Gives
 /// the number of the former.
 pub(super) fn expire(connection: &Connection) -> rusqlite::Result<u64> {
@@ -443,10 +467,12 @@ pub(super) fn expire(connection: &Connection) -> rusqlite::Result<u64> {
             "dead letters expired and were removed"
         );
     }
-    connection.execute(
-        "DELETE FROM producer WHERE at_ms < ?1",
-        [now.saturating_sub(PRODUCERS_AGE_MS)],
-    )?;
+    for table in ["producer", "shard"] {
+        connection.execute(
+            &format!("DELETE FROM {table} WHERE at_ms < ?1"),
+            [now.saturating_sub(PRODUCERS_AGE_MS)],
+        )?;
+    }
     Ok(u64::try_from(expired).unwrap_or(u64::MAX))
 }
 
