@@ -65,6 +65,7 @@ impl From<Gone> for Pause {
 /// Delivers what the tenant has until there has been nothing for a while.
 pub(super) async fn run(shared: &Shared, lane: &Lane) {
     let mut trouble: Option<Trouble> = None;
+    let mut held = false;
     while !shared.stopping() && has_events(shared, lane).await {
         if trouble.is_none() {
             gather(shared, lane).await;
@@ -75,8 +76,10 @@ pub(super) async fn run(shared: &Shared, lane: &Lane) {
         let mut routes = shared.routes.clone();
         routes.borrow_and_update();
         let sink = shared.sink(&lane.tenant).await;
-        if sink.is_none() {
-            trouble.get_or_insert_with(Trouble::begins);
+        if held != sink.is_none() {
+            held = sink.is_none();
+            // A sink that is there again begins without a past.
+            trouble = held.then(Trouble::begins);
         }
         let sink = sink.as_deref();
         let wait = match step(shared, lane, sink, trouble.as_ref()).await {

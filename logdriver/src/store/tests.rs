@@ -354,3 +354,22 @@ async fn events_per_second() {
         close(opened).await;
     }
 }
+
+#[tokio::test]
+async fn a_store_of_the_first_version_gets_what_is_new() {
+    let folder = tempfile::tempdir().unwrap();
+    close(open(folder.path()).0).await;
+    let database = || Connection::open(folder.path().join("events.sqlite")).unwrap();
+    let first = "DROP TABLE shard; PRAGMA user_version = 1;";
+    database().execute_batch(first).unwrap();
+    let (opened, _) = open(folder.path());
+    let append = Append {
+        next: NextNumbers::from([((7, 1), 5)]),
+        ..Append::default()
+    };
+    opened.store.append(append).await.unwrap();
+    close(opened).await;
+    let (opened, _) = open(folder.path());
+    assert_eq!(opened.next, NextNumbers::from([((7, 1), 5)]));
+    close(opened).await;
+}
