@@ -133,6 +133,9 @@ pub struct Append {
     pub room: Option<OwnedSemaphorePermit>,
 }
 
+/// Shards of proxies whose numbers are followed. Each start of a proxy brings as many as it has shards.
+pub const SHARDS_MAX: usize = 4096;
+
 /// The number that each shard of a proxy's process gives next, by process and shard.
 pub type NextNumbers = HashMap<(u64, u16), u64>;
 

@@ -16,11 +16,8 @@ use tsp_wire::event::{EventSource, TSP_EVENTS_ENDED, TSP_EVENTS_LOST};
 
 use crate::{
     metrics::Metrics,
-    store::{Incoming, NextNumbers},
+    store::{Incoming, NextNumbers, SHARDS_MAX},
 };
-
-/// Shards of proxies whose numbers are followed. Each start of a proxy brings as many as it has shards.
-const COUNTED_MAX: usize = 4096;
 
 /// How an event of a proxy's own goes on, where it says what happened.
 const OWN: &[u8] = br#""event":"TSP_EVENTS_"#;
@@ -141,7 +138,7 @@ impl Numbers {
     /// How many numbers are left out before this one.
     fn missing(&mut self, number: &Number) -> u64 {
         let key = (number.instance, number.shard);
-        if self.next.len() >= COUNTED_MAX && !self.next.contains_key(&key) {
+        if self.next.len() >= SHARDS_MAX && !self.next.contains_key(&key) {
             self.next.clear();
         }
         let next = self.next.entry(key).or_insert(number.number);
@@ -165,7 +162,7 @@ impl Numbers {
         let Some(Process { shards, .. }) = self.processes.get_mut(&from) else {
             return;
         };
-        if shards.len() >= COUNTED_MAX && !shards.contains_key(&number.shard) {
+        if shards.len() >= SHARDS_MAX && !shards.contains_key(&number.shard) {
             return;
         }
         let last = shards.entry(number.shard).or_insert(Last {

@@ -29,7 +29,6 @@ const HELD_PAUSE: Duration = Duration::from_secs(60);
 const HELD: &str = "held";
 
 /// A sink that fails, or is none: since when, and how often in a row.
-#[derive(Clone, Copy)]
 struct Trouble {
     since: Instant,
     failures: u32,

@@ -15,7 +15,9 @@ use tokio::{sync::mpsc, time::timeout_at};
 use tsp_wire::{RayId, envelope::SigningKey};
 
 use self::transaction::Done;
-use super::{Append, Arrived, NextNumbers, OpenError, RootKey, Settle, schema, seal::Sealer};
+use super::{
+    Append, Arrived, NextNumbers, OpenError, RootKey, SHARDS_MAX, Settle, schema, seal::Sealer,
+};
 use crate::{
     chain::{ChainHash, Head, LogdriverId},
     clock,
@@ -45,8 +47,8 @@ const CHECKPOINT_AGE: Duration = Duration::from_secs(60);
 /// client that makes names up must not fill the memory.
 const TENANTS_MAX: usize = 1_000_000;
 
-/// Shards of proxies whose numbers a start takes over, the latest: as many as are followed.
-const SHARDS_MAX: i64 = 4096;
+/// Shards whose numbers a start takes over, the latest: so many that there is room for those that come.
+const SHARDS_KEPT_MAX: usize = SHARDS_MAX / 2;
 
 /// How often dead letters that are too old are removed.
 const EXPIRE_EVERY: Duration = Duration::from_secs(600);
@@ -419,7 +421,8 @@ fn producers(connection: &Connection) -> Result<HashMap<u64, u64>, OpenError> {
 fn next_numbers(connection: &Connection) -> Result<NextNumbers, OpenError> {
     let latest = "SELECT instance, shard, next FROM shard ORDER BY at_ms DESC LIMIT ?1";
     let mut statement = connection.prepare(latest)?;
-    let rows = statement.query_map([SHARDS_MAX], |row| {
+    let most = i64::try_from(SHARDS_KEPT_MAX).unwrap_or(i64::MAX);
+    let rows = statement.query_map([most], |row| {
         let shard = (row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?);
         Ok((shard, row.get::<_, i64>(2)?.cast_unsigned()))
     })?;
