@@ -67,6 +67,24 @@ class Neighbour(Child):
         super().__init__(["taskset", "--cpu-list", cpu, "chrt", "--idle", "0", *loop])
 
 
+class Burden(Child):
+    """Takes this share of a CPU from whoever else runs there."""
+
+    PERIOD_SECONDS = 0.004
+
+    def __init__(self, cpu, share):
+        work, rest = share * self.PERIOD_SECONDS, (1 - share) * self.PERIOD_SECONDS
+        loop = f"""
+import time
+while True:
+    end = time.perf_counter() + {work}
+    while time.perf_counter() < end:
+        pass
+    time.sleep({rest})
+"""
+        super().__init__(["taskset", "--cpu-list", cpu, sys.executable, "-c", loop])
+
+
 class Kmssim(Child):
     """The simulated KMSs, with `tenant-1` to `tenant-4` at AWS, Google, Azure and Thales unless told otherwise."""
 
