@@ -106,13 +106,15 @@ impl std::error::Error for BindError {
 }
 
 impl EventThread {
-    /// Binds the socket and starts the thread; both, and nng's own threads, stay on the calling thread's core.
+    /// Binds the socket and starts the thread; both, and nng's own threads, stay on the calling thread's core. `instance` is
+    /// this process, as its events name it.
     ///
     /// # Errors
     /// [`BindError`]
     pub fn start(
         settings: &EventSettings,
         queue: EventReceiver,
+        instance: u64,
         counters: EventCounters,
     ) -> Result<Self, BindError> {
         let address = settings.listen;
@@ -122,9 +124,6 @@ impl EventThread {
         let (pulse, alive) = crossbeam_channel::bounded(1);
         let high_water_mark = settings.high_water_mark;
         let acknowledged = settings.acknowledged;
-        let mut instance = [0; 8];
-        getrandom::fill(&mut instance).map_err(|why| bind(io::Error::other(why)))?;
-        let instance = u64::from_le_bytes(instance);
         let thread = thread::Builder::new()
             .name("tsp-events".to_owned())
             .spawn(move || {

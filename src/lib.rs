@@ -388,7 +388,9 @@ fn run_logged(
         tracing::warn!("the control plane could not be made nicer than the shards beside it");
     }
     let event_thread = event_thread
-        .map(|(settings, queue)| EventThread::start(settings, queue, metrics.events.clone()))
+        .map(|(settings, queue)| {
+            EventThread::start(settings, queue, instance, metrics.events.clone())
+        })
         .transpose()
         .map_err(|error| RunError::Listen(error.to_string()))?;
 

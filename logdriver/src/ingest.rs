@@ -29,11 +29,11 @@ use tokio::{
 };
 use tsp_wire::event::{FRAME_VERSION, Take, Taken};
 
-use self::numbers::{Heard, Number, Numbers, Word};
+use self::numbers::{Heard, Numbers, Word};
 use crate::{
     clock,
     metrics::Metrics,
-    store::{Append, Incoming, NextNumbers, ProxyBatch, Store},
+    store::{Append, Incoming, ProxyBatch, Shard, Shards, Store},
 };
 
 /// How often a name is looked up, and how long an address stays that the name has no more.
@@ -109,15 +109,20 @@ struct Shared {
 pub async fn run(
     producers: Vec<Producer>,
     store: Store,
-    next: NextNumbers,
+    shards: Shards,
     patience: Duration,
     metrics: Arc<Metrics>,
     stop: watch::Receiver<bool>,
 ) {
-    let (numbers, mut seen) = mpsc::unbounded_channel();
+    let (numbers, seen) = mpsc::unbounded_channel();
+    let counting = count(
+        Numbers::new(Arc::clone(&metrics), shards),
+        seen,
+        store.clone(),
+    );
     let shared = Arc::new(Shared {
         store,
-        metrics: Arc::clone(&metrics),
+        metrics,
         inflight: Arc::new(Semaphore::new(INFLIGHT_BYTES_MAX)),
         patience,
         numbers,
@@ -127,14 +132,36 @@ pub async fn run(
         tasks.spawn(follow(producer, Arc::clone(&shared), stop.clone()));
     }
     drop(shared);
-    let count = async {
-        let mut numbers = Numbers::new(metrics, next);
-        while let Some(heard) = seen.recv().await {
-            numbers.hear(&heard);
-        }
-    };
     let all = async { while tasks.join_next().await.is_some() {} };
-    tokio::join!(count, all);
+    tokio::join!(counting, all);
+}
+
+/// Follows the numbers, and has tenants told of processes that died.
+async fn count(mut numbers: Numbers, mut seen: mpsc::UnboundedReceiver<Heard>, store: Store) {
+    // By then every address that the names have was dialled.
+    let mut dialled = std::pin::pin!(tokio::time::sleep(GONE_AFTER));
+    let mut all_dialled = false;
+    loop {
+        let heard = tokio::select! {
+            heard = seen.recv() => match heard {
+                Some(heard) => heard,
+                None => return,
+            },
+            () = &mut dialled, if !all_dialled => {
+                all_dialled = true;
+                Heard::AllDialled
+            }
+        };
+        let died = numbers.hear(heard);
+        if !died.is_empty() {
+            let append = Append {
+                died,
+                ..Append::default()
+            };
+            // The process is about to end, and its next start will find out.
+            let _ = store.append(append).await;
+        }
+    }
 }
 
 /// Keeps a connection to each address of a producer.
@@ -148,6 +175,8 @@ async fn follow(producer: Producer, shared: Arc<Shared>, mut stop: watch::Receiv
                 for address in addresses.take(ADDRESSES_MAX) {
                     let connection = connections.entry(address).or_insert_with(|| {
                         tracing::info!(%address, producer = producer.authority, "taking events");
+                        // Who counts ends after all who send, here and below.
+                        let _ = shared.numbers.send(Heard::Dialled(address));
                         let (cut, is_cut) = watch::channel(false);
                         let shared = Arc::clone(&shared);
                         let acknowledged = producer.acknowledged;
@@ -166,7 +195,11 @@ async fn follow(producer: Producer, shared: Arc<Shared>, mut stop: watch::Receiv
                 }
             }
             Err(why) => {
+                // That says nothing of those that are known.
                 tracing::warn!(producer = producer.authority, "cannot be looked up: {why}");
+                for (_, seen) in connections.values_mut() {
+                    *seen = now;
+                }
             }
         }
         connections.retain(|address, (cut, seen)| {
@@ -174,7 +207,6 @@ async fn follow(producer: Producer, shared: Arc<Shared>, mut stop: watch::Receiv
             if !stays {
                 tracing::info!(%address, producer = producer.authority, "is gone");
                 cut.send_replace(true);
-                // Who counts ends after all who send, here and below.
                 let _ = shared.numbers.send(Heard::Gone(*address));
             }
             stays
@@ -241,6 +273,7 @@ async fn take(address: SocketAddr, shared: &Shared, mut cut: watch::Receiver<boo
     let mut stored = 0;
     let mut pause = PAUSE_MIN;
     let mut troubled = false;
+    let mut answering = None;
     loop {
         let more = !*cut.borrow();
         let question = Take {
@@ -289,6 +322,10 @@ async fn take(address: SocketAddr, shared: &Shared, mut cut: watch::Receiver<boo
             tracing::info!(%address, "answers again");
             troubled = false;
         }
+        if answering != Some(instance) {
+            answering = Some(instance);
+            let _ = shared.numbers.send(Heard::Process(address, instance));
+        }
         if batch == 0 {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -330,6 +367,7 @@ impl Shared {
         from: SocketAddr,
     ) -> Result<(), crate::store::Gone> {
         let metrics = &self.metrics;
+        let now_ms = clock::now_ms();
         let mut numbers = Vec::with_capacity(append.events.len());
         append.events.retain(|event| {
             let word = Word::of(event);
@@ -337,33 +375,33 @@ impl Shared {
                 metrics.lost.inc_by(count);
             }
             let ended = word == Some(Word::Ended);
-            if let Some(number) = &event.sequence
-                && let Ok(instance) = u64::from_str_radix(&number.instance, 16)
-            {
-                let (shard, number) = (number.shard, number.number);
-                numbers.push(Number {
-                    instance,
-                    shard,
-                    number,
+            if let Some(sequence) = event.sequence {
+                numbers.push(sequence);
+                // Applications say themselves when something happened.
+                let event_ms = event.timestamp_ms.min(now_ms);
+                let key = (sequence.instance, sequence.shard);
+                let next = sequence.number.saturating_add(1);
+                let shard = append.shards.entry(key).or_insert(Shard {
+                    address: from,
+                    next,
+                    event_ms,
                     ended,
                 });
+                shard.next = next.max(shard.next);
+                shard.event_ms = event_ms.max(shard.event_ms);
+                shard.ended |= ended;
             }
             // That a shard has ended is meant for us, and nobody's event.
             !ended
         });
-        for Number {
-            instance,
-            shard,
-            number,
-            ..
-        } in &numbers
-        {
-            let next = append.next.entry((*instance, *shard)).or_default();
-            *next = number.saturating_add(1).max(*next);
-        }
-        let _ = self.numbers.send(Heard::Numbers(from, numbers));
+        let heard = Heard::Numbers {
+            from,
+            numbers,
+            shards: append.shards.clone(),
+        };
+        let _ = self.numbers.send(heard);
         let events = append.events.len() + append.strange.len();
-        if events == 0 && append.batch.is_none() {
+        if events == 0 && append.batch.is_none() && append.shards.is_empty() {
             return Ok(());
         }
         metrics

@@ -11,6 +11,7 @@
 //! | [`sink`] | what a tenant's log system is to the rest: takes events, or says why not |
 //! | [`sinks`] | each kind of log system, and the one guarded way out to them, [`outbound`] |
 //! | [`chain`], [`verify`] | the proof that a tenant has of its events, and its verification offline |
+//! | [`notice`] | what the logdriver itself tells tenants |
 //! | [`health`], [`metrics`], [`logs`] | what an operator sees |
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ pub mod health;
 pub mod ingest;
 pub mod logs;
 pub mod metrics;
+pub mod notice;
 pub mod outbound;
 pub mod pipeline;
 pub mod routes;

@@ -128,7 +128,7 @@ impl Metrics {
             )?,
             proxies_died: counter(
                 "logdriver_proxies_died_total",
-                "Processes of proxies that ended without saying so; what they held is lost.",
+                "Processes of proxies that ended without saying so; what they held is lost, and their tenants are told.",
             )?,
             corrupt: counter(
                 "logdriver_events_corrupt_total",

@@ -134,7 +134,7 @@ async fn run(config: ProcessConfig, sinks: Sinks) -> Result<(), RunError> {
     let Opened {
         store,
         arrivals,
-        next,
+        shards,
         closed,
     } = tokio::select! {
         opened = opening => opened?,
@@ -174,7 +174,7 @@ async fn run(config: ProcessConfig, sinks: Sinks) -> Result<(), RunError> {
     let taking = tokio::spawn(ingest::run(
         config.producers,
         store,
-        next,
+        shards,
         config.stall,
         Arc::clone(&metrics),
         stopped,

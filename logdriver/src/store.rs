@@ -20,6 +20,7 @@
 pub(crate) mod block;
 mod dead;
 mod incoming;
+mod processes;
 mod reader;
 mod schema;
 mod seal;
@@ -27,18 +28,20 @@ mod seal;
 mod tests;
 mod writer;
 
-use std::{collections::HashMap, fmt, fs::File, io, path::PathBuf, sync::Arc};
+use std::{fmt, fs::File, io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tsp_wire::envelope::SigningKey;
 use zeroize::Zeroizing;
 
+use self::schema::Probe;
 use crate::{metrics::Metrics, sink::Event};
 
 pub use self::{
     dead::{DeadLetters, Letter},
     incoming::{EVENT_BYTES_MAX, Incoming, Number},
+    processes::{SHARDS_MAX, Shard, Shards},
     reader::{Batch, Corrupt},
     seal::RootKey,
 };
@@ -125,19 +128,15 @@ pub struct Append {
     pub strange: Vec<Bytes>,
     /// The proxy's batch, which is dropped if it is the last one that was stored of that proxy.
     pub batch: Option<ProxyBatch>,
-    /// The numbers that shards of proxies give next after these events.
-    pub next: NextNumbers,
+    /// What these events tell of the shards that they come from.
+    pub shards: Shards,
+    /// Processes of proxies that ended without saying so: every tenant is told that was heard of while they lived.
+    pub died: Vec<u64>,
     /// Told once all is on disk.
     pub done: Option<oneshot::Sender<()>>,
     /// Room in memory, given back with this.
     pub room: Option<OwnedSemaphorePermit>,
 }
-
-/// Shards of proxies whose numbers are followed. Each start of a proxy brings as many as it has shards.
-pub const SHARDS_MAX: usize = 4096;
-
-/// The number that each shard of a proxy's process gives next, by process and shard.
-pub type NextNumbers = HashMap<(u64, u16), u64>;
 
 /// A batch that a proxy keeps until it is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,8 +188,8 @@ pub struct Opened {
     /// What waits and what comes, a message per commit. The writer never waits for who reads it: a message is small, and
     /// commits are some hundred a second at most.
     pub arrivals: mpsc::UnboundedReceiver<Vec<Arrived>>,
-    /// What of numbers was stored before: what comes next shows what was lost while nobody was there.
-    pub next: NextNumbers,
+    /// What is known of proxies' processes: what comes next shows what was lost while nobody was there.
+    pub shards: Shards,
     /// Ends when the store's threads have.
     pub closed: Closed,
 }
@@ -233,8 +232,10 @@ impl Store {
         let (read, reads) = mpsc::channel(READS_WAITING_MAX);
         let (arrive, arrivals) = mpsc::unbounded_channel();
         let free_bytes_min = config.free_bytes_min;
-        let (writer, waiting, next) = writer::Writer::open(
+        let probe = Probe::new(lock.try_clone().map_err(OpenError::Io)?);
+        let (writer, waiting, shards) = writer::Writer::open(
             &config.folder,
+            probe,
             &root,
             config.signing,
             free_bytes_min,
@@ -269,7 +270,7 @@ impl Store {
                 instance,
             },
             arrivals,
-            next,
+            shards,
             closed: Closed {
                 writer: writer_ended,
                 reader: reader_ended,

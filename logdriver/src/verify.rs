@@ -1,8 +1,8 @@
 //! `tsp-logdriver verify`: looks an exported log through, offline, for whoever has to believe it.
 //!
 //! What it finds is named by tenant, logdriver and place: events that were edited, that are missing, that claim the same place;
-//! a history that was written anew; checkpoints that nobody signed; and events that a proxy says it lost. The order of lines says
-//! nothing, since most log systems show the newest first, and an event that comes twice is what at-least-once delivery means.
+//! a history that was written anew; checkpoints that nobody signed; events that a proxy says it lost, and proxies that ended
+//! without a word. The order of lines says nothing, since most log systems show the newest first, and an event that comes twice is what at-least-once delivery means.
 
 mod input;
 mod report;
@@ -21,7 +21,10 @@ use clap::Args;
 use serde_json::{Map, Value};
 use tsp_wire::envelope::VerifyingKey;
 
-use crate::chain::{ChainHash, Checkpoint, Head, Link, LogdriverId};
+use crate::{
+    chain::{ChainHash, Checkpoint, Head, Link, LogdriverId},
+    notice,
+};
 
 pub use self::report::{Chain, Finding, Report};
 
@@ -201,6 +204,13 @@ impl Places {
         if event_name(event) == Some(LOST) {
             let count = lost_count(event);
             self.findings.push(Finding::Lost { place, count });
+        }
+        if let Some((proxy, last_event_at)) = notice::of_death(event) {
+            self.findings.push(Finding::Died {
+                place,
+                proxy,
+                last_event_at,
+            });
         }
     }
 

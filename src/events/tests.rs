@@ -90,7 +90,7 @@ fn what_waits_at_one_time_travels_together() {
     for number in 0..3 {
         send(&lane, number);
     }
-    let thread = EventThread::start(&settings(ANY_PORT, 100), queue, counters()).unwrap();
+    let thread = EventThread::start(&settings(ANY_PORT, 100), queue, 9, counters()).unwrap();
     let mut puller = Puller::connect(thread.local_addr());
     assert_eq!(puller.pull(), b"\x010\n1\n2");
     send(&lane, 3);
@@ -104,7 +104,7 @@ fn many_travel_together_in_order_and_none_is_lost() {
     let (lane, queue) = queue(1_000);
     let counters = counters();
     let settings = settings(ANY_PORT, 1_000);
-    let thread = EventThread::start(&settings, queue, counters.clone()).unwrap();
+    let thread = EventThread::start(&settings, queue, 9, counters.clone()).unwrap();
     let mut puller = Puller::connect(thread.local_addr());
     let feeder = thread::spawn(move || {
         for number in 0..EVENTS {
@@ -159,7 +159,7 @@ fn what_is_held_at_the_end_still_goes_out() {
     let (lane, queue) = queue(2_000);
     let counters = counters();
     let settings = settings(ANY_PORT, 2_000);
-    let thread = EventThread::start(&settings, queue, counters.clone()).unwrap();
+    let thread = EventThread::start(&settings, queue, 9, counters.clone()).unwrap();
     let mut puller = Puller::connect(thread.local_addr());
     for number in 0..2_000 {
         send(&lane, number);
@@ -178,7 +178,8 @@ fn what_is_held_at_the_end_still_goes_out() {
 fn every_logdriver_hears_what_is_said_last() {
     let (lane, queue) = queue(1_000);
     let counters = counters();
-    let thread = EventThread::start(&settings(ANY_PORT, 1_000), queue, counters.clone()).unwrap();
+    let thread =
+        EventThread::start(&settings(ANY_PORT, 1_000), queue, 9, counters.clone()).unwrap();
     let (heard, hears) = std::sync::mpsc::channel();
     let pullers: Vec<_> = (0..3)
         .map(|puller| {
@@ -216,7 +217,7 @@ fn every_logdriver_hears_what_is_said_last() {
 fn without_a_logdriver_what_is_said_last_is_waited_for_once() {
     let (lane, queue) = queue(10);
     let counters = counters();
-    let thread = EventThread::start(&settings(ANY_PORT, 10), queue, counters.clone()).unwrap();
+    let thread = EventThread::start(&settings(ANY_PORT, 10), queue, 9, counters.clone()).unwrap();
     lane.push_last(|out| out.extend_from_slice(b"end")).unwrap();
     thread.stop();
     assert_eq!((counters.pushed.get(), counters.failed.get()), (0, 1));
@@ -234,7 +235,7 @@ fn without_a_logdriver_it_takes_no_more_than_the_high_water_mark() {
                 }
                 let counters = counters();
                 let settings = settings(ANY_PORT, high_water_mark);
-                let thread = EventThread::start(&settings, queue, counters.clone()).unwrap();
+                let thread = EventThread::start(&settings, queue, 9, counters.clone()).unwrap();
                 // So much room there is now, and no more.
                 for number in 0..high_water_mark {
                     send(&lane, number);
@@ -256,7 +257,7 @@ fn an_address_that_cannot_be_had_is_an_error() {
         "192.0.2.1:5555".parse().unwrap(),
     ] {
         let (_, queue) = event_queue(1);
-        let error = EventThread::start(&settings(address, 10), queue, counters()).unwrap_err();
+        let error = EventThread::start(&settings(address, 10), queue, 9, counters()).unwrap_err();
         assert!(
             error
                 .to_string()
@@ -276,7 +277,7 @@ fn cost_per_event() {
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     };
     let (lane, queue) = queue(25_000);
-    let thread = EventThread::start(&settings(ANY_PORT, 25_000), queue, counters()).unwrap();
+    let thread = EventThread::start(&settings(ANY_PORT, 25_000), queue, 9, counters()).unwrap();
     let mut puller = Puller::connect(thread.local_addr());
     let before = ticks(&cpu());
     #[expect(clippy::disallowed_methods, reason = "a measurement")]

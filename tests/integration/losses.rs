@@ -25,6 +25,7 @@ use crate::support::{
 };
 
 const LOST: &str = "TSP_EVENTS_LOST";
+const DIED: &str = "LOGDRIVER_PROXY_DIED";
 const FAILURES: &str = "tsp_real_time_security_event_failures_total";
 
 /// How events travel.
@@ -199,7 +200,7 @@ fn a_killed_proxy_loses_its_last_events_alone(io: Io, mode: Mode) {
     let mut body = request("acme", json!({}));
     body["iclFields"]["requestId"] = json!("after");
     successor.call("document/wrap", &body).ok();
-    let events = logdriver.take_until(&["after"]);
+    let mut events = logdriver.take_until(&["after"]);
     let ids: BTreeSet<_> = events
         .iter()
         .filter_map(|event| event["iclFields"]["requestId"].as_str())
@@ -221,8 +222,7 @@ fn a_killed_proxy_loses_its_last_events_alone(io: Io, mode: Mode) {
         }
     }
     // The loss is at the end alone: all that was done before the last that came is there.
-    let last = events.last().expect("there is one");
-    let ((process, _), _) = number(last);
+    let process = process_of(&events, "after");
     let mut last_numbers = BTreeSet::new();
     for ((instance, shard), numbers) in numbers(&events) {
         let all = 0..u64::try_from(numbers.len()).expect("few");
@@ -231,7 +231,25 @@ fn a_killed_proxy_loses_its_last_events_alone(io: Io, mode: Mode) {
             last_numbers.insert(format!("{shard}:{}", numbers.len() - 1));
         }
     }
-    // And it shows.
+    // And it shows: to the tenant, whose log is not whole now,
+    let former = process_of(&events, "load-0");
+    let notice = notice_of_death(&mut logdriver, &mut events);
+    assert_eq!(notice["tenantId"], "acme");
+    assert_eq!(text(&notice["customFields"], "proxy"), former);
+    let of_former = events
+        .iter()
+        .filter(|event| event["sequence"]["instance"] == *former);
+    let last_event_at = of_former.map(|event| text(event, "timestamp")).max();
+    assert_eq!(
+        Some(text(&notice["customFields"], "lastEventAt")),
+        last_event_at
+    );
+    let said = logdriver.verify(&events);
+    assert!(
+        said.contains(&format!("DIED       the proxy {former} ended")),
+        "{said}"
+    );
+    // and to the operator.
     logdriver.wait_for_metric("logdriver_proxies_died_total", 1.0);
     let told = logdriver.log_line("ended without saying so");
     let told: BTreeSet<_> = text(&told, "last_numbers")
@@ -241,6 +259,66 @@ fn a_killed_proxy_loses_its_last_events_alone(io: Io, mode: Mode) {
     assert_eq!(told, last_numbers);
     let metrics = logdriver.metrics();
     assert_eq!(metrics.count("logdriver_sequence_missing_total", &[]), 0.0);
+}
+
+/// The process that did what was asked for under this request id.
+fn process_of(events: &[Value], request_id: &str) -> String {
+    let of = |event: &&Value| event["iclFields"]["requestId"] == request_id;
+    let event = events.iter().find(of).expect("it came");
+    number(event).0.0
+}
+
+/// The event that tells of a death: of those that came, or that come.
+fn notice_of_death(logdriver: &mut Logdriver, events: &mut Vec<Value>) -> Value {
+    loop {
+        if let Some(notice) = events.iter().find(|event| name(event) == DIED) {
+            return notice.clone();
+        }
+        events.push(logdriver.event());
+    }
+}
+
+fn a_proxy_that_is_killed_after_its_logdriver_is_missed_all_the_same(io: Io, mode: Mode) {
+    let setup = |event: SocketAddr| {
+        let setup = mode.setup(io, 25_000);
+        setup.env("TSP_EVENT_BIND_ADDRESS", &event.to_string())
+    };
+    let wrap = |proxy: &Proxy, id: &str| {
+        let mut body = request("acme", json!({}));
+        body["iclFields"]["requestId"] = json!(id);
+        proxy.call("document/wrap", &body).ok();
+    };
+    let proxy = setup(own_address(io, mode, 3)).start();
+    let event = proxy.event.expect("it is told");
+    let store = folder();
+    let mut logdriver = Logdriver::start(&proxy, mode.scheme(), &store);
+    wrap(&proxy, "before");
+    let mut events = logdriver.take_until(&["before"]);
+    logdriver.kill();
+    // One that lives on is not missed.
+    let mut logdriver = Logdriver::start(&proxy, mode.scheme(), &store);
+    wrap(&proxy, "lives on");
+    events.extend(logdriver.take_until(&["lives on"]));
+    assert_eq!(died(&logdriver), 0.0);
+    logdriver.kill();
+    wrap(&proxy, "lost");
+    proxy.signal(Signal::KILL);
+    drop(proxy);
+
+    let successor = setup(event).start();
+    let mut logdriver = Logdriver::start(&successor, mode.scheme(), &store);
+    wrap(&successor, "after");
+    events.extend(logdriver.take_until(&["after"]));
+    let notice = notice_of_death(&mut logdriver, &mut events);
+    let former = process_of(&events, "before");
+    assert_eq!(text(&notice["customFields"], "proxy"), former);
+    assert_eq!(died(&logdriver), 1.0);
+}
+
+/// How many deaths of proxies a logdriver has counted.
+fn died(logdriver: &Logdriver) -> f64 {
+    let metrics = logdriver.metrics();
+    metrics.count("logdriver_proxies_died_total", &[])
 }
 
 fn a_proxy_that_ends_in_order_loses_nothing(io: Io, mode: Mode) {
@@ -319,10 +397,7 @@ fn every_logdriver_hears_the_end(io: Io, mode: Mode) {
     let successor = setup(event).start();
     all_take(&successor);
     for logdriver in &logdrivers {
-        let died = logdriver
-            .metrics()
-            .count("logdriver_proxies_died_total", &[]);
-        assert_eq!(died, 0.0);
+        assert_eq!(died(logdriver), 0.0);
     }
 }
 
@@ -380,6 +455,14 @@ on_both! {
 
     fn a_killed_proxy_loses_no_acknowledged_event(io) {
         a_killed_proxy_loses_its_last_events_alone(io, Mode::Acknowledged);
+    }
+
+    fn a_proxy_that_pushes_and_is_killed_after_its_logdriver_is_missed(io) {
+        a_proxy_that_is_killed_after_its_logdriver_is_missed_all_the_same(io, Mode::Pushed);
+    }
+
+    fn a_proxy_whose_events_are_acknowledged_and_that_is_killed_after_its_logdriver_is_missed(io) {
+        a_proxy_that_is_killed_after_its_logdriver_is_missed_all_the_same(io, Mode::Acknowledged);
     }
 
     fn a_proxy_that_pushes_and_ends_in_order_loses_nothing(io) {

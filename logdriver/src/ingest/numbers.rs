@@ -3,10 +3,10 @@
 //!
 //! A shard that ends in order says so with its last event ([`TSP_EVENTS_ENDED`]). When another process answers at the same
 //! address, or the address is gone, and a shard of the former process has not said so, that process died, and what it held is
-//! lost: how much that was, nobody knows.
+//! lost: how much that was, nobody knows. What the store kept tells it also where the logdriver itself was killed meanwhile.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     sync::Arc,
 };
@@ -16,7 +16,7 @@ use tsp_wire::event::{EventSource, TSP_EVENTS_ENDED, TSP_EVENTS_LOST};
 
 use crate::{
     metrics::Metrics,
-    store::{Incoming, NextNumbers, SHARDS_MAX},
+    store::{Incoming, Number, SHARDS_MAX, Shard, Shards},
 };
 
 /// How an event of a proxy's own goes on, where it says what happened.
@@ -53,7 +53,7 @@ impl Word {
         if !event.fields().starts_with(OWN) {
             return None;
         }
-        let Event { fields } = serde_json::from_slice(&event.json).ok()?;
+        let Event { fields } = serde_json::from_slice(event.json()).ok()?;
         if fields.source != EventSource::Tsp.as_str() {
             return None;
         }
@@ -65,21 +65,24 @@ impl Word {
     }
 }
 
-/// An event's number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Number {
-    pub(super) instance: u64,
-    pub(super) shard: u16,
-    pub(super) number: u64,
-    /// Whether it is the shard's last.
-    pub(super) ended: bool,
-}
-
 /// What came by a connection.
 #[derive(Debug)]
 pub(super) enum Heard {
-    /// Numbers, in the order in which they came.
-    Numbers(SocketAddr, Vec<Number>),
+    /// A proxy is looked for at that address.
+    Dialled(SocketAddr),
+    /// All addresses that names have are.
+    AllDialled,
+    /// That process answers there.
+    Process(SocketAddr, u64),
+    /// Numbers, in the order in which they came, and what they tell of their shards.
+    Numbers {
+        /// Where they came from.
+        from: SocketAddr,
+        /// Themselves.
+        numbers: Vec<Number>,
+        /// By process and number of the shard.
+        shards: Shards,
+    },
     /// Nothing more: the proxy has that address no longer.
     Gone(SocketAddr),
 }
@@ -88,108 +91,123 @@ pub(super) enum Heard {
 #[derive(Debug)]
 pub(super) struct Numbers {
     metrics: Arc<Metrics>,
-    /// The number that each shard of a process gives next.
-    next: NextNumbers,
-    /// The process at each address.
-    processes: HashMap<SocketAddr, Process>,
-}
-
-/// A process of a proxy.
-#[derive(Debug)]
-struct Process {
-    instance: u64,
-    shards: BTreeMap<u16, Last>,
-}
-
-/// What came last of a shard.
-#[derive(Debug)]
-struct Last {
-    number: u64,
-    ended: bool,
+    shards: Shards,
+    /// Where proxies are looked for.
+    dialled: HashSet<SocketAddr>,
+    /// The process that was heard last at each address.
+    latest: HashMap<SocketAddr, u64>,
 }
 
 impl Numbers {
-    /// `next` is what was known when the last process ended.
-    pub(super) fn new(metrics: Arc<Metrics>, next: NextNumbers) -> Self {
+    /// `shards` is what was known when the last process of the logdriver ended.
+    pub(super) fn new(metrics: Arc<Metrics>, shards: Shards) -> Self {
         Self {
             metrics,
-            next,
-            processes: HashMap::new(),
+            shards,
+            dialled: HashSet::new(),
+            latest: HashMap::new(),
         }
     }
 
-    pub(super) fn hear(&mut self, heard: &Heard) {
+    /// Takes note. Gives the processes that ended without saying so, as is known now.
+    pub(super) fn hear(&mut self, heard: Heard) -> Vec<u64> {
         match heard {
-            Heard::Numbers(from, numbers) => {
-                for number in numbers {
-                    let missing = self.missing(number);
-                    self.metrics.missing.inc_by(missing);
-                    self.follow(*from, number);
+            Heard::Dialled(at) => {
+                self.dialled.insert(at);
+                Vec::new()
+            }
+            Heard::AllDialled => {
+                let known = self.shards.values().map(|shard| shard.address);
+                let nowhere: HashSet<_> = known.filter(|at| !self.dialled.contains(at)).collect();
+                nowhere
+                    .into_iter()
+                    .flat_map(|at| self.close(at, None))
+                    .collect()
+            }
+            Heard::Process(at, instance) => self.follow(at, instance),
+            Heard::Numbers {
+                from,
+                numbers,
+                shards,
+            } => {
+                let missing = self.missing(&numbers, &shards);
+                self.metrics.missing.inc_by(missing);
+                let mut died = Vec::new();
+                for ((instance, _), _) in shards {
+                    died.extend(self.follow(from, instance));
                 }
+                died
             }
             Heard::Gone(from) => {
-                if let Some(former) = self.processes.remove(from) {
-                    self.close(*from, &former);
-                }
+                self.dialled.remove(&from);
+                self.latest.remove(&from);
+                self.close(from, None)
             }
         }
     }
 
-    /// How many numbers are left out before this one.
-    fn missing(&mut self, number: &Number) -> u64 {
-        let key = (number.instance, number.shard);
-        if self.next.len() >= SHARDS_MAX && !self.next.contains_key(&key) {
-            self.next.clear();
+    /// How many numbers are left out before these, of shards of which there is `news`.
+    fn missing(&mut self, numbers: &[Number], news: &Shards) -> u64 {
+        let mut missing = 0;
+        for number in numbers {
+            let key = (number.instance, number.shard);
+            let Some(news) = news.get(&key) else { continue };
+            if self.shards.len() >= SHARDS_MAX && !self.shards.contains_key(&key) {
+                self.shards.retain(|_, shard| !shard.ended);
+                if self.shards.len() >= SHARDS_MAX {
+                    self.shards.clear();
+                }
+            }
+            let first = Shard {
+                next: number.number,
+                ..*news
+            };
+            let shard = self.shards.entry(key).or_insert(first);
+            // What comes late was counted as missing, and says nothing new.
+            if number.number >= shard.next {
+                missing += number.number - shard.next;
+                shard.next = number.number.saturating_add(1);
+                shard.ended = false;
+            }
+            shard.ended |= news.ended;
+            shard.event_ms = news.event_ms.max(shard.event_ms);
+            shard.address = news.address;
         }
-        let next = self.next.entry(key).or_insert(number.number);
-        let missing = number.number.saturating_sub(*next);
-        // What comes late was counted as missing.
-        *next = number.number.saturating_add(1).max(*next);
         missing
     }
 
-    fn follow(&mut self, from: SocketAddr, number: &Number) {
-        let process = Process {
-            instance: number.instance,
-            shards: BTreeMap::new(),
-        };
-        let known = self.processes.get(&from);
-        if known.is_none_or(|known| known.instance != number.instance)
-            && let Some(former) = self.processes.insert(from, process)
-        {
-            self.close(from, &former);
+    /// That process answers there, so no other does.
+    fn follow(&mut self, at: SocketAddr, instance: u64) -> Vec<u64> {
+        if self.latest.insert(at, instance) == Some(instance) {
+            return Vec::new();
         }
-        let Some(Process { shards, .. }) = self.processes.get_mut(&from) else {
-            return;
-        };
-        if shards.len() >= SHARDS_MAX && !shards.contains_key(&number.shard) {
-            return;
-        }
-        let last = shards.entry(number.shard).or_insert(Last {
-            number: number.number,
-            ended: false,
-        });
-        last.number = last.number.max(number.number);
-        last.ended |= number.ended;
+        self.close(at, Some(instance))
     }
 
-    /// Nothing more comes of that process.
-    fn close(&self, from: SocketAddr, former: &Process) {
-        let silent = former.shards.iter().filter(|(_, last)| !last.ended);
-        let silent: Vec<_> = silent
-            .map(|(shard, last)| format!("{shard}:{}", last.number))
-            .collect();
-        if silent.is_empty() {
-            return;
+    /// Nothing more comes from there but of one process. Gives those that did not say so.
+    fn close(&mut self, at: SocketAddr, but_of: Option<u64>) -> Vec<u64> {
+        let mut silent: BTreeMap<u64, BTreeMap<u16, u64>> = BTreeMap::new();
+        for ((instance, number), shard) in &mut self.shards {
+            if shard.address == at && Some(*instance) != but_of && !shard.ended {
+                shard.ended = true;
+                let shards = silent.entry(*instance).or_default();
+                shards.insert(*number, shard.next.saturating_sub(1));
+            }
         }
-        self.metrics.proxies_died.inc();
-        tracing::warn!(
-            address = %from,
-            instance = format_args!("{:016x}", former.instance),
-            last_numbers = silent.join(" "),
-            "a proxy ended without saying so: the events that it held are lost, and nobody knows how many; the last \
-             numbers, shard by shard, are here"
-        );
+        for (instance, shards) in &silent {
+            let last = shards
+                .iter()
+                .map(|(number, last)| format!("{number}:{last}"));
+            self.metrics.proxies_died.inc();
+            tracing::warn!(
+                address = %at,
+                instance = format_args!("{instance:016x}"),
+                last_numbers = last.collect::<Vec<_>>().join(" "),
+                "a proxy ended without saying so: the events that it held are lost, and nobody knows how many; the last \
+                 numbers, shard by shard, are here, and its tenants are told"
+            );
+        }
+        silent.into_keys().collect()
     }
 }
 
@@ -199,35 +217,56 @@ mod tests {
 
     use super::*;
 
-    fn number(instance: u64, shard: u16, number: u64) -> Number {
-        Number {
-            instance,
-            shard,
-            number,
-            ended: false,
+    /// An event as the tests write it: process, shard, number, and whether it is the last.
+    type Told = (u64, u16, u64, bool);
+
+    const fn number(instance: u64, shard: u16, number: u64) -> Told {
+        (instance, shard, number, false)
+    }
+
+    const fn ended(instance: u64, shard: u16, number: u64) -> Told {
+        (instance, shard, number, true)
+    }
+
+    fn heard(from: SocketAddr, told: &[Told]) -> Heard {
+        let mut shards = Shards::new();
+        for (instance, shard, number, ended) in told {
+            let news = Shard {
+                address: from,
+                next: number + 1,
+                event_ms: 0,
+                ended: *ended,
+            };
+            shards.insert((*instance, *shard), news);
+        }
+        let numbers = told.iter().map(|(instance, shard, number, _)| Number {
+            instance: *instance,
+            shard: *shard,
+            number: *number,
+        });
+        let numbers = numbers.collect();
+        Heard::Numbers {
+            from,
+            numbers,
+            shards,
         }
     }
 
-    fn ended(instance: u64, shard: u16, at: u64) -> Number {
-        Number {
-            ended: true,
-            ..number(instance, shard, at)
-        }
+    fn numbers(shards: Shards) -> Numbers {
+        Numbers::new(Arc::new(Metrics::new().unwrap()), shards)
     }
 
-    fn numbers() -> Numbers {
-        Numbers::new(Arc::new(Metrics::new().unwrap()), NextNumbers::new())
-    }
+    const NOBODY: [u64; 0] = [];
 
     const HERE: SocketAddr =
         SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 5555);
 
     #[test]
     fn gaps_are_counted_by_shard() {
-        let mut numbers = numbers();
-        let mut missing = |all: &[Number]| {
+        let mut numbers = numbers(Shards::new());
+        let mut missing = |all: &[Told]| {
             let before = numbers.metrics.missing.get();
-            numbers.hear(&Heard::Numbers(HERE, all.to_vec()));
+            numbers.hear(heard(HERE, all));
             numbers.metrics.missing.get() - before
         };
         assert_eq!(
@@ -243,25 +282,49 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_ends_without_a_word_is_counted() {
-        let mut numbers = numbers();
+    fn a_process_that_ends_without_a_word_has_died() {
+        let mut numbers = numbers(Shards::new());
         let there = SocketAddr::from(([127, 0, 0, 2], 5555));
-        let mut died = |heard: &[Heard]| {
-            let before = numbers.metrics.proxies_died.get();
-            for heard in heard {
-                numbers.hear(heard);
-            }
-            numbers.metrics.proxies_died.get() - before
-        };
-        let of = |all: &[Number]| Heard::Numbers(HERE, all.to_vec());
-        assert_eq!(died(&[of(&[number(1, 0, 0), number(1, 1, 0)])]), 0);
+        let mut died = |from, all: &[Told]| numbers.hear(heard(from, all));
+        assert_eq!(died(HERE, &[number(1, 0, 0), number(1, 1, 0)]), NOBODY);
         // One shard said so, the other did not.
-        assert_eq!(died(&[of(&[ended(1, 0, 1)]), of(&[number(2, 0, 0)])]), 1);
-        // All that were heard of did.
-        assert_eq!(died(&[of(&[ended(2, 0, 1)]), of(&[number(3, 1, 0)])]), 0);
+        assert_eq!(died(HERE, &[ended(1, 0, 1)]), NOBODY);
+        assert_eq!(died(HERE, &[number(2, 0, 0)]), [1]);
+        // All that were heard of did, and what comes late does not unsay it.
+        assert_eq!(died(HERE, &[number(2, 0, 1), ended(2, 0, 2)]), NOBODY);
+        assert_eq!(died(HERE, &[number(2, 0, 0)]), NOBODY);
+        assert_eq!(died(HERE, &[number(3, 1, 0)]), NOBODY);
         // Another proxy is another matter.
-        assert_eq!(died(&[Heard::Numbers(there, vec![number(4, 0, 0)])]), 0);
-        assert_eq!(died(&[Heard::Gone(HERE), Heard::Gone(HERE)]), 1);
+        assert_eq!(died(there, &[number(4, 0, 0)]), NOBODY);
+        assert_eq!(numbers.hear(Heard::Gone(HERE)), [3]);
+        assert_eq!(numbers.hear(Heard::Gone(HERE)), NOBODY);
+        // One that has said nothing yet answers questions.
+        assert_eq!(numbers.hear(Heard::Process(there, 4)), NOBODY);
+        assert_eq!(numbers.hear(Heard::Process(there, 5)), [4]);
+        assert_eq!(numbers.metrics.proxies_died.get(), 3);
+    }
+
+    #[test]
+    fn what_the_store_knew_tells_of_deaths_while_nobody_was_there() {
+        let there = SocketAddr::from(([127, 0, 0, 2], 5555));
+        let shard = |address, ended| Shard {
+            address,
+            next: 5,
+            event_ms: 0,
+            ended,
+        };
+        let known = Shards::from([
+            ((1, 0), shard(HERE, false)),
+            ((2, 0), shard(HERE, true)),
+            ((3, 0), shard(there, false)),
+            ((4, 0), shard(there, true)),
+        ]);
+        let mut numbers = numbers(known);
+        assert_eq!(numbers.hear(Heard::Dialled(HERE)), NOBODY);
+        assert_eq!(numbers.hear(Heard::AllDialled), [3]);
+        assert_eq!(numbers.hear(heard(HERE, &[number(1, 0, 7)])), NOBODY);
+        assert_eq!(numbers.metrics.missing.get(), 2);
+        assert_eq!(numbers.hear(heard(HERE, &[number(5, 0, 0)])), [1]);
     }
 
     #[test]

@@ -3,9 +3,13 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use serde::{Deserialize, de::IgnoredAny};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, IgnoredAny},
+};
+use sha2::{Digest as _, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tsp_wire::TenantId;
+use tsp_wire::{RayId, TenantId};
 
 /// Largest event, in bytes. The proxy takes bodies of 1 MiB from applications; escapes of JSON may make them longer.
 pub const EVENT_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -23,18 +27,55 @@ pub struct Incoming {
     /// Its number, if the proxy gave it one.
     pub sequence: Option<Number>,
     /// The line of JSON.
-    pub json: Bytes,
+    json: Bytes,
+    /// Where in it the members begin that say what happened.
+    fields: usize,
 }
 
-/// Where an event stands among those of its proxy.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+/// Where an event stands among those of its proxy: no two events ever have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 pub struct Number {
-    /// The proxy's process.
-    pub instance: String,
+    /// The proxy's process: 16 hexadecimal digits in the event.
+    #[serde(deserialize_with = "instance")]
+    pub instance: u64,
     /// Its shard.
     pub shard: u16,
     /// Counts up by one.
     pub number: u64,
+}
+
+fn instance<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    #[derive(Deserialize)]
+    struct Digits<'a>(#[serde(borrow)] Cow<'a, str>);
+    let Digits(digits) = Digits::deserialize(from)?;
+    u64::from_str_radix(&digits, 16).map_err(D::Error::custom)
+}
+
+/// The id of what `parts` say under `label`, the same whenever it is made.
+pub(crate) fn id(label: &[u8], parts: &[&[u8]]) -> RayId {
+    let hash = Sha256::new_with_prefix(label);
+    let hash = parts
+        .iter()
+        .fold(hash, |hash, part| hash.chain_update(part));
+    let mut start = [0; 12];
+    for (to, from) in start.iter_mut().zip(hash.finalize()) {
+        *to = from;
+    }
+    RayId::from_random(start)
+}
+
+impl Number {
+    /// The id that the event has in every log, whichever logdriver brings it there, and however often.
+    pub(crate) fn id(self) -> RayId {
+        id(
+            b"tsp-logdriver ray id v1",
+            &[
+                &self.instance.to_be_bytes(),
+                &self.shard.to_be_bytes(),
+                &self.number.to_be_bytes(),
+            ],
+        )
+    }
 }
 
 /// What an event must have to be one.
@@ -53,7 +94,7 @@ struct Head<'a> {
 struct Fields;
 
 impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Members;
         impl<'de> serde::de::Visitor<'de> for Members {
             type Value = Fields;
@@ -78,9 +119,10 @@ impl Incoming {
     /// Reads one line. `None` if it is no event.
     #[must_use]
     pub fn read(json: Bytes) -> Option<Self> {
-        if json.len() > EVENT_BYTES_MAX || !json.windows(FIELDS.len()).any(|at| at == FIELDS) {
+        if json.len() > EVENT_BYTES_MAX {
             return None;
         }
+        let fields = memchr::memmem::find(&json, FIELDS)? + FIELDS.len();
         let head: Head<'_> = serde_json::from_slice(&json).ok()?;
         let known = head.tenant_id.is_empty() || TenantId::is_valid(&head.tenant_id);
         if !known {
@@ -94,24 +136,25 @@ impl Incoming {
             timestamp_ms: i64::try_from(timestamp_ms).ok()?,
             sequence,
             json,
+            fields,
         })
+    }
+
+    /// The line of JSON.
+    #[must_use]
+    pub fn json(&self) -> &Bytes {
+        &self.json
     }
 
     /// The members that say what happened, the event's name first, and all that follows them.
     pub(crate) fn fields(&self) -> &[u8] {
-        let mut places = self.json.windows(FIELDS.len());
-        let at = places.position(|at| at == FIELDS);
-        at.and_then(|at| self.json.get(at + FIELDS.len()..))
-            .unwrap_or_default()
+        self.json.get(self.fields..).unwrap_or_default()
     }
 
     /// The event's JSON with the id that the logdriver gave it.
     pub(crate) fn with_id(&self, id: &str) -> Vec<u8> {
-        let json = &self.json;
-        let at = json.windows(FIELDS.len()).position(|at| at == FIELDS);
-        let at = at.map_or(json.len(), |at| at + FIELDS.len());
-        let (before, after) = json.split_at(at);
-        let mut with = Vec::with_capacity(json.len() + id.len() + 24);
+        let (before, after) = self.json.split_at(self.fields.min(self.json.len()));
+        let mut with = Vec::with_capacity(self.json.len() + id.len() + 24);
         with.extend_from_slice(before);
         with.extend_from_slice(br#""logdriverRayId":""#);
         with.extend_from_slice(id.as_bytes());
@@ -143,8 +186,13 @@ mod tests {
         let event = read(EVENT).unwrap();
         assert_eq!(event.tenant, "acme");
         assert_eq!(event.timestamp_ms, 1_700_000_000_000);
-        let number = event.sequence.clone().unwrap();
-        assert_eq!((number.shard, number.number), (3, 17));
+        let number = event.sequence.unwrap();
+        let expected = Number {
+            instance: 0xbeef,
+            shard: 3,
+            number: 17,
+        };
+        assert_eq!(number, expected);
         let with = event.with_id("abcdefghijklmnop");
         let parsed: serde_json::Value = serde_json::from_slice(&with).unwrap();
         assert_eq!(parsed["iclFields"]["logdriverRayId"], "abcdefghijklmnop");
@@ -164,11 +212,28 @@ mod tests {
             &EVENT[1..],
             &EVENT.replace("acme", "a\\u0000"),
             &EVENT.replace("2023", "x"),
+            &EVENT.replace("000000000000beef", "beet"),
             &EVENT.replace(r#""iclFields":{"#, r#""icl":{"#),
         ] {
             assert_eq!(read(bad), None, "{bad}");
         }
         // Losses of more tenants than a proxy remembers have none.
         assert!(read(&EVENT.replace("acme", "")).is_some());
+    }
+
+    #[test]
+    fn an_event_has_the_same_id_at_every_logdriver() {
+        let id = |json: &str| read(json).unwrap().sequence.unwrap().id();
+        let first = id(EVENT);
+        // As of the first version, for as long as a log system may be asked for it.
+        assert_eq!(first.as_str(), "HfsVo60fAuyTJfSi");
+        assert_eq!(id(&EVENT.replace("acme", "globex")), first);
+        for other in [
+            EVENT.replace("beef", "bee0"),
+            EVENT.replace(r#""shard":3"#, r#""shard":4"#),
+            EVENT.replace(":17", ":18"),
+        ] {
+            assert_ne!(id(&other), first);
+        }
     }
 }

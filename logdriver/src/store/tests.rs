@@ -1,4 +1,4 @@
-use std::{collections::HashSet, path::Path};
+use std::{collections::HashSet, net::SocketAddr, path::Path};
 
 use rusqlite::Connection;
 use serde_json::Value;
@@ -134,6 +134,26 @@ async fn events_come_back_in_order_with_places_and_ids_that_stay() {
         .collect();
     assert_chain(&opened.store, "acme", &whole);
     close(opened).await;
+}
+
+#[tokio::test]
+async fn two_logdrivers_give_an_event_the_same_id() {
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let folder = tempfile::tempdir().unwrap();
+        let (opened, _) = open(folder.path());
+        append(
+            &opened.store,
+            vec![event("acme", 0), event("acme", 1)],
+            None,
+        )
+        .await;
+        let events = read(&opened.store, "acme").await.events;
+        ids.push(events.into_iter().map(|event| event.id).collect::<Vec<_>>());
+        close(opened).await;
+    }
+    assert_eq!(ids[0], ids[1]);
+    assert_ne!(ids[0][0], ids[0][1]);
 }
 
 #[tokio::test]
@@ -279,11 +299,8 @@ async fn dead_letters_and_what_is_no_event_are_kept_with_their_reason() {
 async fn nothing_of_an_event_lies_on_disk_in_the_clear() {
     let folder = tempfile::tempdir().unwrap();
     let (opened, _) = open(folder.path());
-    let mut canary = event("acme", 0);
-    canary.json = String::from_utf8(canary.json.to_vec())
-        .unwrap()
-        .replace("svc", "CANARY")
-        .into();
+    let canary = String::from_utf8(event("acme", 0).json().to_vec()).unwrap();
+    let canary = Incoming::read(canary.replace("svc", "CANARY").into()).unwrap();
     append(&opened.store, vec![canary], None).await;
     let events = read(&opened.store, "acme").await.events;
     assert!(String::from_utf8_lossy(&events[0].json).contains("CANARY"));
@@ -355,21 +372,146 @@ async fn events_per_second() {
     }
 }
 
-#[tokio::test]
-async fn a_store_of_the_first_version_gets_what_is_new() {
-    let folder = tempfile::tempdir().unwrap();
-    close(open(folder.path()).0).await;
-    let database = || Connection::open(folder.path().join("events.sqlite")).unwrap();
-    let first = "DROP TABLE shard; PRAGMA user_version = 1;";
-    database().execute_batch(first).unwrap();
-    let (opened, _) = open(folder.path());
+fn shard(next: u64, ended: bool) -> Shard {
+    Shard {
+        address: SocketAddr::from(([127, 0, 0, 1], 5555)),
+        next,
+        event_ms: 1_700_000_000_000,
+        ended,
+    }
+}
+
+async fn append_from(store: &Store, events: Vec<Incoming>, key: (u64, u16), shard: Shard) {
     let append = Append {
-        next: NextNumbers::from([((7, 1), 5)]),
+        events,
+        shards: Shards::from([(key, shard)]),
         ..Append::default()
     };
-    opened.store.append(append).await.unwrap();
+    store.append(append).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_of_an_earlier_version_gets_what_is_new() {
+    let drops = [
+        "ALTER TABLE tenant DROP COLUMN heard_ms; DROP TABLE shard; PRAGMA user_version = 1;",
+        "ALTER TABLE tenant DROP COLUMN heard_ms; ALTER TABLE shard DROP COLUMN address; \
+         ALTER TABLE shard DROP COLUMN since_ms; ALTER TABLE shard DROP COLUMN event_ms; \
+         ALTER TABLE shard DROP COLUMN state; PRAGMA user_version = 2;",
+    ];
+    for drop in drops {
+        let folder = tempfile::tempdir().unwrap();
+        let (opened, _) = open(folder.path());
+        append(&opened.store, vec![event("acme", 0)], None).await;
+        close(opened).await;
+        let database = Connection::open(folder.path().join("events.sqlite")).unwrap();
+        database.execute_batch(drop).unwrap();
+        std::mem::drop(database);
+        let (opened, _) = open(folder.path());
+        append_from(&opened.store, Vec::new(), (7, 1), shard(5, true)).await;
+        append(&opened.store, vec![event("acme", 1)], None).await;
+        let events = read(&opened.store, "acme").await.events;
+        assert_chain(&opened.store, "acme", &events);
+        close(opened).await;
+        let (opened, _) = open(folder.path());
+        assert_eq!(opened.shards, Shards::from([((7, 1), shard(5, true))]));
+        close(opened).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_shard_said_last_stands_and_nobody_hears_an_end_while_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let (opened, _) = open(folder.path());
+    let tell = async |key, shard| append_from(&opened.store, Vec::new(), key, shard).await;
+    tell((1, 0), shard(5, false)).await;
+    tell((1, 0), shard(6, true)).await;
+    // Late.
+    tell((1, 0), shard(4, false)).await;
+    tell((2, 0), shard(9, false)).await;
     close(opened).await;
     let (opened, _) = open(folder.path());
-    assert_eq!(opened.next, NextNumbers::from([((7, 1), 5)]));
+    let expected = [((1, 0), shard(6, true)), ((2, 0), shard(9, true))];
+    assert_eq!(opened.shards, Shards::from(expected));
+    // It lives on.
+    append_from(&opened.store, Vec::new(), (2, 0), shard(10, false)).await;
+    append(&opened.store, vec![event("acme", 0)], None).await;
+    let row = "SELECT next, state FROM shard WHERE instance = 2";
+    let database = Connection::open(folder.path().join("events.sqlite")).unwrap();
+    let row = database.query_row(row, [], |row| Ok((row.get(0)?, row.get(1)?)));
+    assert_eq!(row, Ok((10, 0)));
+    close(opened).await;
+}
+
+/// The deaths that a tenant was told of, and when each process's last event happened.
+async fn deaths(store: &Store, tenant: &str) -> Vec<(String, String)> {
+    let events = read(store, tenant).await.events;
+    assert_chain(store, tenant, &events);
+    let told = events.iter().filter_map(|event| {
+        let json: serde_json::Map<_, _> = serde_json::from_slice(&event.json).unwrap();
+        assert_eq!(json["iclFields"]["logdriverRayId"], event.id.as_str());
+        crate::notice::of_death(&json)
+    });
+    told.collect()
+}
+
+#[tokio::test]
+async fn who_was_heard_of_while_a_process_lived_is_told_of_its_death_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (opened, _) = open(folder.path());
+    let store = &opened.store;
+    append(store, vec![event("before", 0)], None).await;
+    // Times are told apart by milliseconds.
+    let heard = crate::clock::now_ms();
+    while crate::clock::now_ms() == heard {
+        std::thread::yield_now();
+    }
+    append_from(store, vec![event("acme", 0)], (7, 0), shard(1, false)).await;
+    append_from(store, vec![event("globex", 0)], (8, 0), shard(1, true)).await;
+    for _ in 0..2 {
+        let append = Append {
+            died: vec![7, 8, 9],
+            ..Append::default()
+        };
+        store.append(append).await.unwrap();
+    }
+    // What is told is written after all that was handed over before, and at the latest when the store is closed.
+    close(opened).await;
+    let (opened, _) = open(folder.path());
+    let died = (
+        "0000000000000007".to_owned(),
+        "2023-11-14T22:13:20.000Z".to_owned(),
+    );
+    for tenant in ["acme", "globex"] {
+        assert_eq!(
+            deaths(&opened.store, tenant).await,
+            std::slice::from_ref(&died)
+        );
+    }
+    assert_eq!(deaths(&opened.store, "before").await, []);
+    close(opened).await;
+}
+
+#[tokio::test]
+async fn a_crash_between_a_death_and_its_notice_has_it_told_by_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let (opened, _) = open(folder.path());
+    append_from(
+        &opened.store,
+        vec![event("acme", 0)],
+        (7, 0),
+        shard(1, false),
+    )
+    .await;
+    close(opened).await;
+    let database = Connection::open(folder.path().join("events.sqlite")).unwrap();
+    let crash = "UPDATE shard SET state = 2 WHERE instance = 7";
+    assert_eq!(database.execute(crash, []), Ok(1));
+    drop(database);
+    for _ in 0..2 {
+        let (opened, _) = open(folder.path());
+        close(opened).await;
+    }
+    let (opened, _) = open(folder.path());
+    assert_eq!(deaths(&opened.store, "acme").await.len(), 1);
     close(opened).await;
 }

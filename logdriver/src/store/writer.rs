@@ -3,7 +3,7 @@
 mod transaction;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -16,7 +16,10 @@ use tsp_wire::{RayId, envelope::SigningKey};
 
 use self::transaction::Done;
 use super::{
-    Append, Arrived, NextNumbers, OpenError, RootKey, SHARDS_MAX, Settle, schema, seal::Sealer,
+    Append, Arrived, OpenError, RootKey, Settle, Shards,
+    processes::{self, Died},
+    schema::{self, Probe},
+    seal::Sealer,
 };
 use crate::{
     chain::{ChainHash, Head, LogdriverId},
@@ -47,14 +50,17 @@ const CHECKPOINT_AGE: Duration = Duration::from_secs(60);
 /// client that makes names up must not fill the memory.
 const TENANTS_MAX: usize = 1_000_000;
 
-/// Shards whose numbers a start takes over, the latest: so many that there is room for those that come.
-const SHARDS_KEPT_MAX: usize = SHARDS_MAX / 2;
+/// Tenants that a commit tells of a death: some MiB of events.
+const TOLD_MAX: usize = 4_096;
 
 /// How often dead letters that are too old are removed.
 const EXPIRE_EVERY: Duration = Duration::from_secs(600);
 
 pub(super) struct Writer {
     folder: PathBuf,
+    probe: Probe,
+    /// A sync cannot be believed: nothing is written or confirmed any more.
+    broken: bool,
     connection: Connection,
     state: State,
     free_bytes_min: u64,
@@ -75,6 +81,14 @@ struct State {
     ids: Ids,
     /// Tenants with events since their last checkpoint, and since when.
     unchecked: HashMap<Arc<str>, Instant>,
+    /// Processes that died, and who is still to be told.
+    untold: VecDeque<Untold>,
+}
+
+/// A death, and the tenants that have not been told of it.
+struct Untold {
+    died: Died,
+    tenants: Vec<Arc<str>>,
 }
 
 /// What is known of a tenant.
@@ -84,18 +98,21 @@ struct Tenant {
     head: Head,
     /// Events since its last checkpoint.
     unchecked: u64,
+    /// When its last event of a proxy came, in ms since 1970.
+    heard_ms: i64,
 }
 
 impl Writer {
-    /// Gives what waits in the store, too, and the numbers that come next.
+    /// Gives what waits in the store, too, and what is known of proxies.
     pub(super) fn open(
         folder: &Path,
+        probe: Probe,
         root: &RootKey,
         signing: Option<SigningKey>,
         free_bytes_min: u64,
         arrive: mpsc::UnboundedSender<Vec<Arrived>>,
         metrics: Arc<Metrics>,
-    ) -> Result<(Self, Vec<Arrived>, NextNumbers), OpenError> {
+    ) -> Result<(Self, Vec<Arrived>, Shards), OpenError> {
         let connection = schema::writer(folder)?;
         let print = root.print();
         if schema::meta(&connection, "key", || Ok(print.to_vec()))? != print {
@@ -118,9 +135,12 @@ impl Writer {
         let (tenants, unchecked) = tenants(&connection, now)?;
         let producers = producers(&connection)?;
         let waiting = waiting(&connection)?;
-        let next = next_numbers(&connection)?;
-        let writer = Self {
+        let shards = processes::shards(&connection)?;
+        let died = processes::untold(&connection)?;
+        let mut writer = Self {
             folder: folder.to_owned(),
+            probe,
+            broken: false,
             connection,
             state: State {
                 sealer: Sealer::new(root, run, &salt),
@@ -130,6 +150,7 @@ impl Writer {
                 producers,
                 ids: Ids::default(),
                 unchecked,
+                untold: VecDeque::new(),
             },
             free_bytes_min,
             arrive,
@@ -137,11 +158,12 @@ impl Writer {
             refusals: 0,
             expired: now,
         };
+        writer.state.tell_of(died);
         let buffered: i64 = waiting.iter().map(|tenant| tenant.events).sum();
         writer.metrics.buffered_events.set(buffered);
         writer.metrics.store_writable.set(1);
         writer.measure();
-        Ok((writer, waiting, next))
+        Ok((writer, waiting, shards))
     }
 
     pub(super) fn instance(&self) -> u64 {
@@ -167,8 +189,13 @@ impl Writer {
         // What the disk refused stays in these until it does not.
         let (mut stored, mut settled) = (Vec::new(), Vec::new());
         let (mut appending, mut settling) = (true, true);
-        while appending || settling || !stored.is_empty() || !settled.is_empty() {
+        loop {
             let stuck = !stored.is_empty() || !settled.is_empty();
+            let telling = !self.state.untold.is_empty() && self.metrics.store_writable.get() != 0;
+            if !(appending || settling || stuck || telling) {
+                break;
+            }
+            let pause = if telling { Duration::ZERO } else { TICK };
             tokio::select! {
                 settle = settles.recv(), if settling => match settle {
                     Some(settle) => settled.push(settle),
@@ -178,7 +205,7 @@ impl Writer {
                     Some(append) => stored.push(append),
                     None => appending = false,
                 },
-                () = tokio::time::sleep(TICK) => {}
+                () = tokio::time::sleep(pause) => {}
             }
             if !stuck {
                 let until = tokio::time::Instant::now() + GATHER;
@@ -200,6 +227,9 @@ impl Writer {
             self.turn(&mut stored, &mut settled);
         }
         self.measure();
+        if let Err(why) = processes::leave(&self.connection) {
+            self.refused(&why);
+        }
         // So that the next start has nothing to recover; it can as well.
         let _ = self
             .connection
@@ -208,8 +238,13 @@ impl Writer {
 
     /// Writes what it can of both; what it cannot stays.
     fn turn(&mut self, stored: &mut Vec<Append>, settled: &mut Vec<Settle>) {
+        if self.broken {
+            self.stuck("its file system broke");
+            return;
+        }
         let has_room = self.has_room();
-        if has_room && !(stored.is_empty() && self.state.due().is_empty()) {
+        let state = &self.state;
+        if has_room && !(stored.is_empty() && state.untold.is_empty() && state.due().is_empty()) {
             match self.state.commit(&self.connection, stored, settled) {
                 Ok(done) => {
                     self.finish(done, stored, settled);
@@ -239,6 +274,14 @@ impl Writer {
     }
 
     fn finish(&mut self, done: Done, stored: &mut Vec<Append>, settled: &mut Vec<Settle>) {
+        if let Err(why) = self.probe.ask() {
+            // What was written may be gone, so nothing that follows from it may be either.
+            self.broken = true;
+            self.stuck(&format!(
+                "its file system broke while events were being stored ({why}); mend it, then start this process anew"
+            ));
+            return;
+        }
         let now = clock::monotonic();
         for (name, tenant) in done.tenants {
             if tenant.unchecked > 0 {
@@ -249,6 +292,14 @@ impl Writer {
             self.state.tenants.insert(name, tenant);
         }
         self.state.producers.extend(done.producers);
+        if let Some(untold) = self.state.untold.front_mut() {
+            let rest = untold.tenants.len().saturating_sub(done.told);
+            untold.tenants.truncate(rest);
+        }
+        if done.all_told {
+            self.state.untold.pop_front();
+        }
+        self.state.tell_of(done.died);
         let metrics = &self.metrics;
         metrics.stored.inc_by(done.stored);
         metrics.repeated.inc_by(done.repeated);
@@ -349,6 +400,18 @@ impl Writer {
 }
 
 impl State {
+    /// Has every tenant told that was heard of while those lived who died.
+    fn tell_of(&mut self, died: Vec<Died>) {
+        for died in died {
+            let heard = self.tenants.iter().filter(|(name, tenant)| {
+                // What belongs to nobody goes to nobody.
+                tenant.heard_ms >= died.since_ms && !name.is_empty()
+            });
+            let tenants = heard.map(|(name, _)| Arc::clone(name)).collect();
+            self.untold.push_back(Untold { died, tenants });
+        }
+    }
+
     /// Tenants whose chains are due for a checkpoint by age.
     fn due(&self) -> Vec<Arc<str>> {
         let now = clock::monotonic();
@@ -362,7 +425,7 @@ impl State {
 
 fn size(appends: &[Append]) -> usize {
     let of = |append: &Append| {
-        let events = append.events.iter().map(|event| event.json.len());
+        let events = append.events.iter().map(|event| event.json().len());
         events.sum::<usize>() + append.strange.iter().map(bytes::Bytes::len).sum::<usize>()
     };
     appends.iter().map(of).sum()
@@ -383,8 +446,8 @@ fn own_signing_key(connection: &Connection, root: &RootKey) -> Result<SigningKey
 type Tenants = (HashMap<Arc<str>, Tenant>, HashMap<Arc<str>, Instant>);
 
 fn tenants(connection: &Connection, now: Instant) -> Result<Tenants, OpenError> {
-    let mut statement =
-        connection.prepare("SELECT number, name, sequence, hash, unchecked FROM tenant")?;
+    let mut statement = connection
+        .prepare("SELECT number, name, sequence, hash, unchecked, heard_ms FROM tenant")?;
     let mut rows = statement.query([])?;
     let (mut tenants, mut due) = (HashMap::new(), HashMap::new());
     while let Some(row) = rows.next()? {
@@ -398,6 +461,7 @@ fn tenants(connection: &Connection, now: Instant) -> Result<Tenants, OpenError> 
                 hash: ChainHash(hash.try_into().unwrap_or_default()),
             },
             unchecked,
+            heard_ms: row.get(5)?,
         };
         if unchecked > 0 {
             due.insert(Arc::clone(&name), now);
@@ -414,17 +478,6 @@ fn producers(connection: &Connection) -> Result<HashMap<u64, u64>, OpenError> {
             row.get::<_, i64>(0)?.cast_unsigned(),
             row.get::<_, i64>(1)?.cast_unsigned(),
         ))
-    })?;
-    Ok(rows.collect::<Result<_, _>>()?)
-}
-
-fn next_numbers(connection: &Connection) -> Result<NextNumbers, OpenError> {
-    let latest = "SELECT instance, shard, next FROM shard ORDER BY at_ms DESC LIMIT ?1";
-    let mut statement = connection.prepare(latest)?;
-    let most = i64::try_from(SHARDS_KEPT_MAX).unwrap_or(i64::MAX);
-    let rows = statement.query_map([most], |row| {
-        let shard = (row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?);
-        Ok((shard, row.get::<_, i64>(2)?.cast_unsigned()))
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }

@@ -86,6 +86,15 @@ pub enum Finding {
         /// How many.
         count: u64,
     },
+    /// A proxy ended without saying so: what it had not handed over is lost.
+    Died {
+        /// The place of the event that says it.
+        place: u64,
+        /// The proxy's process.
+        proxy: String,
+        /// When the last event happened that came of it.
+        last_event_at: String,
+    },
 }
 
 impl Finding {
@@ -98,7 +107,8 @@ impl Finding {
             | Self::Rewritten { place }
             | Self::Unsigned { place }
             | Self::Contradicted { place }
-            | Self::Lost { place, .. } => *place,
+            | Self::Lost { place, .. }
+            | Self::Died { place, .. } => *place,
             Self::Missing { from, .. } => *from,
             Self::NoCheckpoint => u64::MAX,
         }
@@ -142,6 +152,15 @@ impl fmt::Display for Finding {
             Self::Lost { place, count } => write!(
                 f,
                 "LOST       a proxy lost {count} before they were stored, says event {place}"
+            ),
+            Self::Died {
+                place,
+                proxy,
+                last_event_at,
+            } => write!(
+                f,
+                "DIED       the proxy {proxy} ended without handing over all: what happened there after {last_event_at} may be missing, \
+                 says event {place}"
             ),
         }
     }

@@ -77,6 +77,35 @@ fn what_is_deleted_is_named() {
 }
 
 #[test]
+fn a_proxy_that_died_is_named() {
+    let mut log = log("acme", 9, 10);
+    let mut head = Head::start(LOGDRIVER, "acme");
+    let mut bare: Vec<_> = std::mem::take(&mut log);
+    for event in &mut bare {
+        event.as_object_mut().unwrap().remove("chain");
+    }
+    let notice = notice::proxy_died("acme", 0xbeef, 1_700_000_000_000, 0, "ray");
+    bare.push(serde_json::from_slice(&notice).unwrap());
+    for event in &bare {
+        let event = head.append(LOGDRIVER, event.to_string().as_bytes());
+        log.push(serde_json::from_slice(&event.unwrap()).unwrap());
+    }
+    let checkpoint = head.checkpoint(LOGDRIVER, "acme", 0, "ray", &signing(1));
+    let checkpoint = head.append(LOGDRIVER, &checkpoint.unwrap()).unwrap();
+    log.push(serde_json::from_slice(&checkpoint).unwrap());
+    let died = Finding::Died {
+        place: 10,
+        proxy: "000000000000beef".to_owned(),
+        last_event_at: "2023-11-14T22:13:20.000Z".to_owned(),
+    };
+    assert_eq!(findings(&log), [died]);
+    let said = report_of(&lines(&log)).to_string();
+    let line = "DIED       the proxy 000000000000beef ended without handing over all: what happened there after \
+                2023-11-14T22:13:20.000Z may be missing, says event 10\n";
+    assert!(said.contains(line), "{said}");
+}
+
+#[test]
 fn what_is_edited_is_named() {
     let mut log = log("acme", 20, 10);
     log[4]["iclFields"]["n"] = json!(999);

@@ -19,6 +19,8 @@ use anng::{
 };
 use tsp_wire::event::{FRAME_VERSION, Take, Taken};
 
+use crate::support::INSTANCE;
+
 fn any_port() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
@@ -138,7 +140,8 @@ impl Keeper {
                         Some((batch, _, lines)) if take.more => (*batch, lines.as_slice()),
                         _ => (0, [].as_slice()),
                     };
-                    let head = Taken { instance: 7, batch }.to_bytes();
+                    let instance = INSTANCE;
+                    let head = Taken { instance, batch }.to_bytes();
                     let answer = [head.as_slice(), lines].concat();
                     // Who asked may be dead.
                     let _ = responder.reply(Message::from(answer.as_slice())).await;

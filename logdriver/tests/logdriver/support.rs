@@ -1,7 +1,7 @@
 //! A logdriver process with standard output as its tenants' log system, read by the test.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
@@ -144,8 +144,9 @@ impl Logdriver {
             let line = self.lines.recv_timeout(left);
             let Ok(line) = line else {
                 panic!(
-                    "nothing came; {} events; log: {:#?}",
+                    "nothing came; {} events, without the numbers {:?}; log: {:#?}",
                     self.events.len(),
+                    missing(&self.events),
                     self.log
                 );
             };
@@ -254,6 +255,18 @@ impl Drop for Logdriver {
     }
 }
 
+/// The numbers that are left out, up to the last one.
+fn missing(events: &[Map<String, Value>]) -> Vec<u64> {
+    let numbers: BTreeSet<u64> = events.iter().filter_map(number).collect();
+    let last = numbers.last().copied().unwrap_or_default();
+    (0..last)
+        .filter(|number| !numbers.contains(number))
+        .collect()
+}
+
+/// The process of the proxy.
+pub(crate) const INSTANCE: u64 = 0xbeef;
+
 /// An event as a proxy writes it.
 pub(crate) fn event(tenant: &str, number: u64) -> Vec<u8> {
     sized_event(tenant, number, 100)
@@ -262,7 +275,7 @@ pub(crate) fn event(tenant: &str, number: u64) -> Vec<u8> {
 pub(crate) fn sized_event(tenant: &str, number: u64, bytes: usize) -> Vec<u8> {
     let padding = "x".repeat(bytes);
     format!(
-        r#"{{"tenantId":"{tenant}","timestamp":"2023-11-14T22:13:20.000Z","iclFields":{{"event":"DATA_ENCRYPT","requestingId":"svc","tspRayId":"aGVsbG8sIHdvcmxk","source":"tsp"}},"customFields":{{"n":"{number}","p":"{padding}"}},"sequence":{{"instance":"000000000000beef","shard":0,"number":{number}}}}}"#
+        r#"{{"tenantId":"{tenant}","timestamp":"2023-11-14T22:13:20.000Z","iclFields":{{"event":"DATA_ENCRYPT","requestingId":"svc","tspRayId":"aGVsbG8sIHdvcmxk","source":"tsp"}},"customFields":{{"n":"{number}","p":"{padding}"}},"sequence":{{"instance":"{INSTANCE:016x}","shard":0,"number":{number}}}}}"#
     )
     .into_bytes()
 }
@@ -275,7 +288,7 @@ pub(crate) fn number(event: &Map<String, Value>) -> Option<u64> {
 /// Checks what was delivered, in whatever order and however often: every number is there, what came twice is the same to the
 /// byte, and each tenant's chain is whole. Gives how many came more than once.
 pub(crate) fn assert_whole(events: &[Map<String, Value>], numbers: u64) -> usize {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let mut chains: BTreeMap<String, BTreeMap<u64, Map<String, Value>>> = BTreeMap::new();
     let mut repeated = 0;
     for event in events {

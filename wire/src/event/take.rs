@@ -10,7 +10,7 @@
 //! | answer, bytes | content |
 //! | --- | --- |
 //! | 1 | [`super::FRAME_VERSION`] |
-//! | 8 | the proxy's process, big-endian |
+//! | 8 | the proxy's process, as its events name it, big-endian |
 //! | 8 | the batch, big-endian; 0 if nothing waits |
 //! | | its events, one JSON a line |
 //!
@@ -69,7 +69,7 @@ impl Take {
 /// The head of a proxy's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// The proxy's process.
+    /// The proxy's process: the `instance` of its events' [`super::Sequence`].
     pub instance: u64,
     /// The batch; 0 if nothing waits.
     pub batch: u64,

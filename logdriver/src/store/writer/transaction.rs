@@ -4,13 +4,14 @@ use std::{collections::HashMap, sync::Arc};
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
-use super::{CHECKPOINT_EVENTS, State, TENANTS_MAX, Tenant, signed};
+use super::{CHECKPOINT_EVENTS, State, TENANTS_MAX, TOLD_MAX, Tenant, signed};
 use crate::{
     chain::Head,
-    clock,
+    clock, notice,
     sink::Event,
     store::{
-        Append, Arrived, Corrupt, NextNumbers, Settle, block,
+        Append, Arrived, Corrupt, Settle, block, incoming,
+        processes::{self, Died},
         seal::{Binding, Kind},
     },
 };
@@ -40,6 +41,21 @@ pub(super) struct Done {
     pub(super) corrupt: u64,
     /// What is no event.
     pub(super) strange: u64,
+    /// Processes that are newly known to have died.
+    pub(super) died: Vec<Died>,
+    /// How many of the last tenants of the first death were told of it, and whether none is left.
+    pub(super) told: usize,
+    pub(super) all_told: bool,
+}
+
+/// An event on its way to its place.
+struct Placed<'a> {
+    tenant: &'a str,
+    id: &'a str,
+    timestamp_ms: i64,
+    json: &'a [u8],
+    /// When it came, in ms since 1970, if it is a proxy's.
+    heard_ms: Option<i64>,
 }
 
 /// A tenant's events of this transaction.
@@ -61,24 +77,19 @@ impl State {
         appends: &[Append],
         settles: &[Settle],
     ) -> rusqlite::Result<Done> {
-        // Checkpoints are events, so they wait while there is no room for events.
-        let due = if appends.is_empty() && !settles.is_empty() {
-            Vec::new()
-        } else {
-            self.due()
-        };
+        // Checkpoints and notices are events, so they wait while there is no room for events.
+        let makes_room = appends.is_empty() && !settles.is_empty();
+        let due = if makes_room { Vec::new() } else { self.due() };
         let transaction = connection.unchecked_transaction()?;
         let mut done = Done::default();
         let mut lanes = HashMap::new();
-        let mut next = NextNumbers::new();
+        let now_ms = clock::now_ms();
         for append in appends {
-            self.append(&transaction, append, &mut lanes, &mut done)?;
-            for (shard, number) in &append.next {
-                let next = next.entry(*shard).or_default();
-                *next = (*next).max(*number);
-            }
+            self.append(&transaction, append, now_ms, &mut lanes, &mut done)?;
         }
-        write_next(&transaction, &next)?;
+        if !makes_room {
+            self.tell(&transaction, now_ms, &mut lanes, &mut done)?;
+        }
         for name in due {
             self.checkpoint(&transaction, &name, &mut lanes, &mut done)?;
         }
@@ -86,13 +97,14 @@ impl State {
             self.flush(&transaction, &mut lane)?;
             let tenant = lane.tenant;
             let mut update = transaction.prepare_cached(
-                "UPDATE tenant SET sequence = ?2, hash = ?3, unchecked = ?4 WHERE number = ?1",
+                "UPDATE tenant SET sequence = ?2, hash = ?3, unchecked = ?4, heard_ms = ?5 WHERE number = ?1",
             )?;
             update.execute(params![
                 tenant.number,
                 signed(tenant.head.sequence),
                 tenant.head.hash.0.as_slice(),
-                signed(tenant.unchecked)
+                signed(tenant.unchecked),
+                tenant.heard_ms
             ])?;
             done.tenants.insert(name, tenant);
             done.arrived.push(lane.arrived);
@@ -108,9 +120,14 @@ impl State {
         &mut self,
         transaction: &Transaction<'_>,
         append: &Append,
+        now_ms: i64,
         lanes: &mut HashMap<Arc<str>, Lane>,
         done: &mut Done,
     ) -> rusqlite::Result<()> {
+        processes::note(transaction, &append.shards, now_ms)?;
+        for instance in &append.died {
+            done.died.extend(processes::bury(transaction, *instance)?);
+        }
         if let Some(batch) = append.batch {
             let known = done.producers.get(&batch.instance);
             let known = known.or_else(|| self.producers.get(&batch.instance));
@@ -124,26 +141,24 @@ impl State {
                 params![
                     batch.instance.cast_signed(),
                     batch.number.cast_signed(),
-                    clock::now_ms()
+                    now_ms
                 ],
             )?;
         }
         for event in &append.events {
-            let Some(id) = self.ids.next() else {
-                return Err(no_random());
+            let id = match event.sequence {
+                Some(number) => number.id(),
+                None => self.ids.next().ok_or_else(no_random)?,
             };
-            let json = event.with_id(id.as_str());
-            let timestamp_ms = event.timestamp_ms;
-            if !self.place(
-                transaction,
-                &event.tenant,
-                timestamp_ms,
-                id.as_str(),
-                json,
-                lanes,
-                done,
-            )? {
-                self.strange(transaction, &event.json, done)?;
+            let placed = Placed {
+                tenant: &event.tenant,
+                id: id.as_str(),
+                timestamp_ms: event.timestamp_ms,
+                json: &event.with_id(id.as_str()),
+                heard_ms: Some(now_ms),
+            };
+            if !self.place(transaction, &placed, lanes, done)? {
+                self.strange(transaction, event.json(), done)?;
             }
         }
         for strange in &append.strange {
@@ -153,25 +168,17 @@ impl State {
     }
 
     /// Puts an event behind the tenant's last one. `false` if it is no object of JSON.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "what an event is, and what a transaction is"
-    )]
     fn place(
         &mut self,
         transaction: &Transaction<'_>,
-        tenant: &str,
-        timestamp_ms: i64,
-        id: &str,
-        json: Vec<u8>,
+        event: &Placed<'_>,
         lanes: &mut HashMap<Arc<str>, Lane>,
         done: &mut Done,
     ) -> rusqlite::Result<bool> {
-        let tenant = if self.tenants.len() >= TENANTS_MAX && !self.tenants.contains_key(tenant) {
-            ""
-        } else {
-            tenant
-        };
+        let mut tenant = event.tenant;
+        if self.tenants.len() >= TENANTS_MAX && !self.tenants.contains_key(tenant) {
+            tenant = "";
+        }
         if !lanes.contains_key(tenant) {
             let lane = self.lane(transaction, tenant)?;
             lanes.insert(Arc::clone(&lane.arrived.tenant), lane);
@@ -179,11 +186,12 @@ impl State {
         let Some(lane) = lanes.get_mut(tenant) else {
             return Ok(false);
         };
-        let Ok(json) = lane.tenant.head.append(self.logdriver, &json) else {
+        let Ok(json) = lane.tenant.head.append(self.logdriver, event.json) else {
             return Ok(false);
         };
-        lane.push(id, timestamp_ms, &json);
+        lane.push(event.id, event.timestamp_ms, &json);
         lane.tenant.unchecked += 1;
+        lane.tenant.heard_ms = event.heard_ms.unwrap_or(lane.tenant.heard_ms);
         done.stored += 1;
         if lane.tenant.unchecked >= CHECKPOINT_EVENTS {
             self.write_checkpoint(lane, done)?;
@@ -192,6 +200,52 @@ impl State {
             self.flush(transaction, lane)?;
         }
         Ok(true)
+    }
+
+    /// Tells some of those tenants of a death that have not been told.
+    fn tell(
+        &mut self,
+        transaction: &Transaction<'_>,
+        now_ms: i64,
+        lanes: &mut HashMap<Arc<str>, Lane>,
+        done: &mut Done,
+    ) -> rusqlite::Result<()> {
+        let Some(untold) = self.untold.front() else {
+            return Ok(());
+        };
+        let died = untold.died;
+        let tenants: Vec<_> = untold
+            .tenants
+            .iter()
+            .rev()
+            .take(TOLD_MAX)
+            .cloned()
+            .collect();
+        done.told = tenants.len();
+        done.all_told = tenants.len() == untold.tenants.len();
+        for tenant in tenants {
+            // The same when a crash has it told again.
+            let of = [
+                &self.logdriver.0.to_be_bytes(),
+                &died.instance.to_be_bytes(),
+                tenant.as_bytes(),
+            ];
+            let id = incoming::id(b"tsp-logdriver death v1", &of);
+            let (instance, last_ms) = (died.instance, died.event_ms);
+            let placed = Placed {
+                tenant: &tenant,
+                id: id.as_str(),
+                timestamp_ms: now_ms,
+                json: &notice::proxy_died(&tenant, instance, last_ms, now_ms, id.as_str()),
+                heard_ms: None,
+            };
+            // It is JSON.
+            self.place(transaction, &placed, lanes, done)?;
+        }
+        if done.all_told {
+            processes::told(transaction, died.instance)?;
+        }
+        Ok(())
     }
 
     fn checkpoint(
@@ -213,9 +267,7 @@ impl State {
 
     /// An event that says where the chain stands, behind what it speaks of.
     fn write_checkpoint(&mut self, lane: &mut Lane, done: &mut Done) -> rusqlite::Result<()> {
-        let Some(id) = self.ids.next() else {
-            return Err(no_random());
-        };
+        let id = self.ids.next().ok_or_else(no_random)?;
         let (logdriver, now_ms) = (self.logdriver, clock::now_ms());
         let name = Arc::clone(&lane.arrived.tenant);
         let head = &mut lane.tenant.head;
@@ -244,6 +296,7 @@ impl State {
                     number: transaction.last_insert_rowid(),
                     head,
                     unchecked: 0,
+                    heard_ms: 0,
                 };
                 (name.into(), tenant)
             }
@@ -426,24 +479,6 @@ fn keep_corrupt(transaction: &Transaction<'_>, tenant: i64, corrupt: &Corrupt) {
         kept = kept.is_ok(),
         "a block of events is damaged on disk and is skipped; its tenant will see the gap"
     );
-}
-
-/// Notes the numbers that come next. Late ones, and those of a batch that comes again, change nothing.
-fn write_next(transaction: &Transaction<'_>, next: &NextNumbers) -> rusqlite::Result<()> {
-    let mut upsert = transaction.prepare_cached(
-        "INSERT INTO shard (instance, shard, next, at_ms) VALUES (?1, ?2, ?3, ?4) \
-         ON CONFLICT DO UPDATE SET next = max(next, excluded.next), at_ms = excluded.at_ms",
-    )?;
-    let now_ms = clock::now_ms();
-    for ((instance, shard), number) in next {
-        upsert.execute(params![
-            instance.cast_signed(),
-            shard,
-            signed(*number),
-            now_ms
-        ])?;
-    }
-    Ok(())
 }
 
 /// Removes dead letters that are too old or too many, oldest first, and what is known of proxies that are long gone. Gives
