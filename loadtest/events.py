@@ -9,9 +9,9 @@
     loadtest/events.py durable           # events per second from the proxy to the logdriver's disk
 
 The rounds are interleaved, every other one backwards, each cell with fresh processes; a ratio compares within a round. `off again` is
-`off` a second time in the round: what it differs by is what a ratio is worth on this machine. `off, burdened` is `off` while something
-that has nothing to do with the proxy takes as much of the generator's CPU as the logdriver did in `pushed`: a slower generator
-has the proxy wake up for fewer requests at a time, and that is not what events cost. A proxy without events is not a
+`off` a second time in the round: what it differs by is what a ratio is worth on this machine. `off, beside` is `off` while a logdriver on
+the generator's CPU stores as many events a second as in `pushed`, of somebody else: it slows the generator, so that the proxy
+wakes up for fewer requests at a time, and what CPUs share, and that is not what events cost the proxy. A proxy without events is not a
 thing that can be switched on; for `--without`, build one whose `Reporter::send` (shards/src/events.rs) returns at once."""
 
 import argparse
@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 import programs
-from programs import ROOT, Burden, Kmssim, Logdriver, Neighbour, Tsp, cpu_seconds
+from programs import ROOT, Feeder, Kmssim, Logdriver, Neighbour, Tsp
 
 EVENTS_SECONDS_MAX = 60
 TENANTS = ("tenant-1", "tenant-2")
@@ -70,9 +70,9 @@ def cpu(folder):
         "off again": (None, {}, None),
         "pushed": (None, on, "tcp"),
         "acknowledged": (None, on | {"TSP_EVENTS_ACKNOWLEDGED": "true"}, "tcp+ack"),
-        "off, burdened": (None, {}, None),
+        "off, beside": (None, {}, None),
     }
-    taken = {}
+    rates = {}
     if OPTIONS.without:
         cells["without"] = (OPTIONS.without.resolve(), {}, None)
     cpus = {"TSP_SHARDS": "1", "TSP_CORES": own, "TSP_CONTROL_CORE": own}
@@ -85,17 +85,17 @@ def cpu(folder):
             def run():
                 report = tsp.load(folder, *load, "--requests", OPTIONS.requests, "--server-pid", tsp.process.pid)
                 assert report["failed"] == 0, report["first_failure"]
+                rates[cell] = report["requests_per_second"]
                 return report["server_cpu"]["us_per_request"]
 
-            if cell == "off, burdened":
-                with Burden(shared, taken["pushed"]):
+            if cell == "off, beside":
+                with Feeder(rates["pushed"], shared) as feeder, Logdriver(folder, feeder, "tcp", cpu=shared) as logdriver:
+                    wait_until("events stored", lambda: logdriver.metric("logdriver_events_stored_total") > 0)
                     return run()
             if scheme is None:
                 return run()
             with Logdriver(folder, tsp, scheme, cpu=shared) as logdriver:
-                begun, before = time.monotonic(), cpu_seconds(logdriver.process)
                 figure = run()
-                taken[cell] = (cpu_seconds(logdriver.process) - before) / (time.monotonic() - begun)
                 # What was measured is what all events cost only if none was dropped, and all were taken.
                 made = tsp.metric("tsp_real_time_security_events_total")
                 wait_until("events handed over", lambda: tsp.metric("tsp_events_pushed_total") >= made)
@@ -115,10 +115,10 @@ def cpu(folder):
                     with Kmssim(folder, "--providers", "aws", "--tenants", len(TENANTS), cpu=shared) as kmssim:
                         figures[cell].append(measure(kmssim.config, cell))
         print(f"{number + 1:5}  " + "  ".join(f"{cell} {values[-1]:.2f}" for cell, values in figures.items()), flush=True)
-    print("cell           CPU µs per request       ratio to off, within rounds  to off, burdened")
+    print("cell           CPU µs per request       ratio to off, within rounds  to off, beside")
     for cell, values in figures.items():
         median, quartiles = spread(values)
-        ratios = [spread([value / base for value, base in zip(values, figures[name])]) for name in ("off", "off, burdened")]
+        ratios = [spread([value / base for value, base in zip(values, figures[name])]) for name in ("off", "off, beside")]
         print(f"{cell:13}  {median:6.2f} {quartiles:16}  " + "  ".join(f"{ratio:.3f} {quartiles}" for ratio, quartiles in ratios))
 
 

@@ -67,22 +67,37 @@ class Neighbour(Child):
         super().__init__(["taskset", "--cpu-list", cpu, "chrt", "--idle", "0", *loop])
 
 
-class Burden(Child):
-    """Takes this share of a CPU from whoever else runs there."""
+class Feeder(Child):
+    """Pushes made-up events to one logdriver at a steady rate, as a proxy does that has nothing else to do. The connection is nng's: a greeting
+    each way, then messages with their length in front."""
 
-    PERIOD_SECONDS = 0.004
-
-    def __init__(self, cpu, share):
-        work, rest = share * self.PERIOD_SECONDS, (1 - share) * self.PERIOD_SECONDS
-        loop = f"""
-import time
+    PROGRAM = """
+import json, socket, struct, sys, time
+rate, interval = float(sys.argv[1]), 0.01
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+peer = server.accept()[0]
+peer.sendall(b"\\0SP\\0\\0\\x50\\0\\0")
+peer.recv(8, socket.MSG_WAITALL)
+event = {"tenantId": "tenant-1", "timestamp": "2026-11-29T12:00:00.000Z", "iclFields": {"event": "DATA_ENCRYPT", "requestingId": "loadgen", "dataLabel": "PII",
+    "requestId": "r-12345678", "tspRayId": "aGVsbG8sIHdvcmxk", "source": "tsp"}, "customFields": {}}
+line = json.dumps(event, separators=(",", ":"))[:-1] + ',"sequence":{"instance":"00000000000000fe","shard":0,"number":%d}}'
+number, begun = 0, time.perf_counter()
 while True:
-    end = time.perf_counter() + {work}
-    while time.perf_counter() < end:
-        pass
-    time.sleep({rest})
+    upto = int((time.perf_counter() - begun) * rate)
+    if upto > number:
+        lines = ("\\n".join(line % at for at in range(number, upto))).encode()
+        try:
+            peer.sendall(struct.pack(">Q", len(lines) + 1) + b"\\1" + lines)
+        except OSError:
+            break  # The logdriver has ended.
+        number = upto
+    time.sleep(interval)
 """
-        super().__init__(["taskset", "--cpu-list", cpu, sys.executable, "-c", loop])
+
+    def __init__(self, rate, cpu):
+        super().__init__(["taskset", "--cpu-list", cpu, sys.executable, "-c", self.PROGRAM, str(rate)], stdout=subprocess.PIPE)
+        self.event = f"127.0.0.1:{int(self.process.stdout.readline())}"
 
 
 class Kmssim(Child):

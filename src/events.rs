@@ -31,7 +31,7 @@ use anng::{
     pipes::TcpOptions,
     protocols::{pipeline0::Push0, reqrep0::Rep0},
 };
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, after};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, after};
 use prometheus::{IntCounter, IntGauge};
 use tsp_shards::{EventBatch, EventReceiver};
 
@@ -41,7 +41,7 @@ use crate::config::EventSettings;
 /// How long the thread sleeps when less than a message waits: first, and at most. It doubles while nothing comes. The first is
 /// short against any consumer's delay, and long enough that at a thousand events per second several share a message; the last
 /// costs nothing and is short enough for a queue of the default size at 100,000 events per second.
-const IDLE_FIRST: Duration = Duration::from_millis(5);
+const IDLE_FIRST: Duration = Duration::from_millis(10);
 const IDLE_MAX: Duration = Duration::from_millis(64);
 
 /// How long to wait for the socket before looking at the queue again. The socket wakes the thread by itself.
@@ -185,6 +185,7 @@ impl EventThread {
     pub fn stop(self) {
         // The thread may have died; then there is nothing to stop.
         let _ = self.stop.send(());
+        self.thread.thread().unpark();
         if self.thread.join().is_err() {
             tracing::error!("the event thread had died");
         }
@@ -275,13 +276,13 @@ impl Pusher {
                     break true;
                 }
             }
-            match self.stopped.recv_timeout(idle) {
-                Err(RecvTimeoutError::Timeout) => {
-                    idle = (idle * 2).min(IDLE_MAX);
-                    gathered = true;
-                }
-                Ok(()) | Err(RecvTimeoutError::Disconnected) => self.start_to_stop(),
+            if self.stopped.try_recv() != Err(TryRecvError::Empty) {
+                self.start_to_stop();
+                continue;
             }
+            thread::park_timeout(idle);
+            idle = (idle * 2).min(IDLE_MAX);
+            gathered = true;
         };
         if in_time && let Some(words) = self.queue.last_words() {
             let mut copies = 0..LAST_WORDS_COPIES;

@@ -2,11 +2,7 @@
 
 /// Appends `text` as a JSON string, quotes and all.
 pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
-    // Without a way out of the loop, it looks at many bytes at a time.
-    let escapes = text.bytes().fold(false, |found, byte| {
-        found | (byte < 0x20) | (byte == b'"') | (byte == b'\\')
-    });
-    if escapes {
+    if has_escapes(text.as_bytes()) {
         // Neither a `str` nor a `Vec` can make this fail.
         let _ = serde_json::to_writer(out, text);
         return;
@@ -14,6 +10,22 @@ pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     out.extend_from_slice(text.as_bytes());
     out.push(b'"');
+}
+
+/// Whether a byte of them must be escaped. Looks at eight at a time: most texts are short.
+fn has_escapes(text: &[u8]) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    // Bytes without their high bit that are below `limit` lose it in the subtraction.
+    let below = |word: u64, limit: u64| !((word | HIGH) - ONES * limit) & !word & HIGH;
+    let is_one = |word: u64, byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    let escapes = |word| below(word, 0x20) | is_one(word, b'"') | is_one(word, b'\\') != 0;
+    let (words, rest) = text.as_chunks::<8>();
+    let mut last = [b' '; 8];
+    for (to, from) in last.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    words.iter().any(|word| escapes(u64::from_ne_bytes(*word))) || escapes(u64::from_ne_bytes(last))
 }
 
 /// Appends a number.
@@ -81,6 +93,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_must_be_escaped_is_found_wherever_it_is(
+            text in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let one_by_one = text.iter().any(|byte| *byte < 0x20 || b"\"\\".contains(byte));
+            prop_assert_eq!(has_escapes(&text), one_by_one);
+            // As a rule there is one among so many; so each alone, too.
+            for byte in text {
+                let alone = [b' ', byte, 0xff];
+                prop_assert_eq!(has_escapes(&alone), byte < 0x20 || b"\"\\".contains(&byte));
+            }
+        }
+
         #[test]
         fn the_length_is_known_before_writing(text: String) {
             prop_assert_eq!(string_bytes(&text), spelled(&text).len());

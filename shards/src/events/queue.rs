@@ -271,7 +271,7 @@ impl Gathering {
 
 impl EventBatch {
     /// Most events in one. Enough to make a message's own cost disappear, little enough that a lost message is a small loss.
-    pub const EVENTS_MAX: usize = 512;
+    pub const EVENTS_MAX: usize = 1024;
 
     /// The size in bytes beyond which no further event is added to one.
     pub const BYTES_FULL: usize = 256 * 1024;
