@@ -67,6 +67,21 @@ pub(super) fn shards(connection: &Connection) -> Result<Shards, OpenError> {
     Ok(shards)
 }
 
+/// Takes over what `news` has of shards. Late numbers change nothing.
+pub(super) fn take(shards: &mut Shards, news: &Shards) {
+    for (key, news) in news {
+        let shard = shards.entry(*key).or_insert(*news);
+        if news.next < shard.next {
+            continue;
+        }
+        *shard = Shard {
+            event_ms: news.event_ms.max(shard.event_ms),
+            ended: news.ended || (shard.ended && news.next == shard.next),
+            ..*news
+        };
+    }
+}
+
 /// Notes what was heard. Late numbers, and those of a batch that comes again, change nothing.
 pub(super) fn note(
     transaction: &Transaction<'_>,

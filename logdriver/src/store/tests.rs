@@ -425,6 +425,7 @@ async fn what_a_shard_said_last_stands_and_nobody_hears_an_end_while_away() {
     let tell = async |key, shard| append_from(&opened.store, Vec::new(), key, shard).await;
     tell((1, 0), shard(5, false)).await;
     tell((1, 0), shard(6, true)).await;
+    tell((1, 0), shard(6, false)).await;
     // Late.
     tell((1, 0), shard(4, false)).await;
     tell((2, 0), shard(9, false)).await;

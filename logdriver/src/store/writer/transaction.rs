@@ -10,7 +10,7 @@ use crate::{
     clock, notice,
     sink::Event,
     store::{
-        Append, Arrived, Corrupt, Settle, block, incoming,
+        Append, Arrived, Corrupt, Settle, Shards, block, incoming,
         processes::{self, Died},
         seal::{Binding, Kind},
     },
@@ -84,6 +84,12 @@ impl State {
         let mut done = Done::default();
         let mut lanes = HashMap::new();
         let now_ms = clock::now_ms();
+        // Once for all of them: a commit has hundreds of messages of one shard.
+        let mut shards = Shards::new();
+        for append in appends {
+            processes::take(&mut shards, &append.shards);
+        }
+        processes::note(&transaction, &shards, now_ms)?;
         for append in appends {
             self.append(&transaction, append, now_ms, &mut lanes, &mut done)?;
         }
@@ -124,7 +130,6 @@ impl State {
         lanes: &mut HashMap<Arc<str>, Lane>,
         done: &mut Done,
     ) -> rusqlite::Result<()> {
-        processes::note(transaction, &append.shards, now_ms)?;
         for instance in &append.died {
             done.died.extend(processes::bury(transaction, *instance)?);
         }
