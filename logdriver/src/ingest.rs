@@ -53,7 +53,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// Pause after a proxy did not answer, or said what cannot be read.
+/// Pause after a proxy did not answer, or said what cannot be read, or while its name cannot be looked up.
 const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where events come from.
@@ -168,10 +168,14 @@ async fn count(mut numbers: Numbers, mut seen: mpsc::UnboundedReceiver<Heard>, s
 async fn follow(producer: Producer, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut connections: HashMap<SocketAddr, (watch::Sender<bool>, Instant)> = HashMap::new();
     let mut tasks = JoinSet::new();
+    let mut troubled = false;
     loop {
         let now = clock::monotonic();
         match tokio::net::lookup_host(&producer.authority).await {
             Ok(addresses) => {
+                if std::mem::take(&mut troubled) {
+                    tracing::info!(producer = producer.authority, "can be looked up again");
+                }
                 for address in addresses.take(ADDRESSES_MAX) {
                     let connection = connections.entry(address).or_insert_with(|| {
                         tracing::info!(%address, producer = producer.authority, "taking events");
@@ -196,7 +200,9 @@ async fn follow(producer: Producer, shared: Arc<Shared>, mut stop: watch::Receiv
             }
             Err(why) => {
                 // That says nothing of those that are known.
-                tracing::warn!(producer = producer.authority, "cannot be looked up: {why}");
+                if !std::mem::replace(&mut troubled, true) {
+                    tracing::warn!(producer = producer.authority, "cannot be looked up: {why}");
+                }
                 for (_, seen) in connections.values_mut() {
                     *seen = now;
                 }
@@ -211,9 +217,15 @@ async fn follow(producer: Producer, shared: Arc<Shared>, mut stop: watch::Receiv
             }
             stays
         });
+        // The name of a proxy that starts later, as a rule.
+        let pause = if connections.is_empty() {
+            TROUBLE_PAUSE
+        } else {
+            LOOKUP_EVERY
+        };
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
-            () = tokio::time::sleep(LOOKUP_EVERY) => {}
+            () = tokio::time::sleep(pause) => {}
         }
         while tasks.try_join_next().is_some() {}
     }
