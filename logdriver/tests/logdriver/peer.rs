@@ -39,6 +39,8 @@ pub(crate) struct Peer {
 impl Peer {
     pub(crate) fn start(manner: Manner) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // A thousand tenants come at one time; who finds the queue full comes again after a second.
+        rustix::net::listen(&listener, 4096).unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State {
             manner,
