@@ -116,7 +116,7 @@ pub async fn run(
 ) {
     let (numbers, seen) = mpsc::unbounded_channel();
     let counting = count(
-        Numbers::new(Arc::clone(&metrics), shards),
+        Numbers::new(Arc::clone(&metrics), shards, producers.len()),
         seen,
         store.clone(),
     );
@@ -138,20 +138,7 @@ pub async fn run(
 
 /// Follows the numbers, and has tenants told of processes that died.
 async fn count(mut numbers: Numbers, mut seen: mpsc::UnboundedReceiver<Heard>, store: Store) {
-    // By then every address that the names have was dialled.
-    let mut dialled = std::pin::pin!(tokio::time::sleep(GONE_AFTER));
-    let mut all_dialled = false;
-    loop {
-        let heard = tokio::select! {
-            heard = seen.recv() => match heard {
-                Some(heard) => heard,
-                None => return,
-            },
-            () = &mut dialled, if !all_dialled => {
-                all_dialled = true;
-                Heard::AllDialled
-            }
-        };
+    while let Some(heard) = seen.recv().await {
         let died = numbers.hear(heard);
         if !died.is_empty() {
             let append = Append {
@@ -169,6 +156,8 @@ async fn follow(producer: Producer, shared: Arc<Shared>, mut stop: watch::Receiv
     let mut connections: HashMap<SocketAddr, (watch::Sender<bool>, Instant)> = HashMap::new();
     let mut tasks = JoinSet::new();
     let mut troubled = false;
+    // When it was looked up first, until that was long enough ago to have found all addresses.
+    let (mut first, mut all_dialled) = (None, false);
     loop {
         let now = clock::monotonic();
         match tokio::net::lookup_host(&producer.authority).await {
@@ -196,6 +185,11 @@ async fn follow(producer: Producer, shared: Arc<Shared>, mut stop: watch::Receiv
                         (cut, now)
                     });
                     connection.1 = now;
+                }
+                let since = *first.get_or_insert(now);
+                if !all_dialled && now.duration_since(since) >= GONE_AFTER {
+                    all_dialled = true;
+                    let _ = shared.numbers.send(Heard::NameDialled);
                 }
             }
             Err(why) => {

@@ -20,7 +20,7 @@
 pub(crate) mod block;
 mod dead;
 mod incoming;
-mod processes;
+pub(crate) mod processes;
 mod reader;
 mod schema;
 mod seal;

@@ -16,7 +16,7 @@ use tsp_wire::event::{EventSource, TSP_EVENTS_ENDED, TSP_EVENTS_LOST};
 
 use crate::{
     metrics::Metrics,
-    store::{Incoming, Number, SHARDS_MAX, Shard, Shards},
+    store::{Incoming, Number, SHARDS_MAX, Shards, processes},
 };
 
 /// How an event of a proxy's own goes on, where it says what happened.
@@ -70,8 +70,8 @@ impl Word {
 pub(super) enum Heard {
     /// A proxy is looked for at that address.
     Dialled(SocketAddr),
-    /// All addresses that names have are.
-    AllDialled,
+    /// So are all addresses that one name more has had for a while.
+    NameDialled,
     /// That process answers there.
     Process(SocketAddr, u64),
     /// Numbers, in the order in which they came, and what they tell of their shards.
@@ -92,19 +92,21 @@ pub(super) enum Heard {
 pub(super) struct Numbers {
     metrics: Arc<Metrics>,
     shards: Shards,
-    /// Where proxies are looked for.
+    /// Where proxies are looked for, and how many names may have more such addresses yet.
     dialled: HashSet<SocketAddr>,
+    names: usize,
     /// The process that was heard last at each address.
     latest: HashMap<SocketAddr, u64>,
 }
 
 impl Numbers {
-    /// `shards` is what was known when the last process of the logdriver ended.
-    pub(super) fn new(metrics: Arc<Metrics>, shards: Shards) -> Self {
+    /// `shards` is what was known when the last process of the logdriver ended. Proxies have so many `names`.
+    pub(super) fn new(metrics: Arc<Metrics>, shards: Shards, names: usize) -> Self {
         Self {
             metrics,
             shards,
             dialled: HashSet::new(),
+            names,
             latest: HashMap::new(),
         }
     }
@@ -116,7 +118,11 @@ impl Numbers {
                 self.dialled.insert(at);
                 Vec::new()
             }
-            Heard::AllDialled => {
+            Heard::NameDialled => {
+                self.names = self.names.saturating_sub(1);
+                if self.names > 0 {
+                    return Vec::new();
+                }
                 let known = self.shards.values().map(|shard| shard.address);
                 let nowhere: HashSet<_> = known.filter(|at| !self.dialled.contains(at)).collect();
                 nowhere
@@ -148,30 +154,23 @@ impl Numbers {
 
     /// How many numbers are left out before these, of shards of which there is `news`.
     fn missing(&mut self, numbers: &[Number], news: &Shards) -> u64 {
-        let mut missing = 0;
+        let (mut missing, mut expected) = (0, HashMap::new());
         for number in numbers {
             let key = (number.instance, number.shard);
-            let Some(news) = news.get(&key) else { continue };
-            if self.shards.len() >= SHARDS_MAX && !self.shards.contains_key(&key) {
-                self.shards.retain(|_, shard| !shard.ended);
-                if self.shards.len() >= SHARDS_MAX {
-                    self.shards.clear();
-                }
-            }
-            let first = Shard {
-                next: number.number,
-                ..*news
-            };
-            let shard = self.shards.entry(key).or_insert(first);
-            // What comes late was counted as missing, and says nothing new.
-            if number.number >= shard.next {
-                missing += number.number - shard.next;
-                shard.next = number.number.saturating_add(1);
-                shard.ended = false;
-            }
-            shard.ended |= news.ended;
-            shard.event_ms = news.event_ms.max(shard.event_ms);
-            shard.address = news.address;
+            let next = expected.entry(key).or_insert_with(|| {
+                let known = self.shards.get(&key);
+                known.map_or(number.number, |shard| shard.next)
+            });
+            missing += number.number.saturating_sub(*next);
+            // What comes late was counted as missing.
+            *next = number.number.saturating_add(1).max(*next);
+        }
+        processes::take(&mut self.shards, news);
+        if self.shards.len() > SHARDS_MAX {
+            self.shards.retain(|_, shard| !shard.ended);
+        }
+        if self.shards.len() > SHARDS_MAX {
+            self.shards.clear();
         }
         missing
     }
@@ -216,6 +215,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::store::Shard;
 
     /// An event as the tests write it: process, shard, number, and whether it is the last.
     type Told = (u64, u16, u64, bool);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     fn numbers(shards: Shards) -> Numbers {
-        Numbers::new(Arc::new(Metrics::new().unwrap()), shards)
+        Numbers::new(Arc::new(Metrics::new().unwrap()), shards, 2)
     }
 
     const NOBODY: [u64; 0] = [];
@@ -321,7 +321,9 @@ mod tests {
         ]);
         let mut numbers = numbers(known);
         assert_eq!(numbers.hear(Heard::Dialled(HERE)), NOBODY);
-        assert_eq!(numbers.hear(Heard::AllDialled), [3]);
+        // A name that cannot be looked up yet may be that one's.
+        assert_eq!(numbers.hear(Heard::NameDialled), NOBODY);
+        assert_eq!(numbers.hear(Heard::NameDialled), [3]);
         assert_eq!(numbers.hear(heard(HERE, &[number(1, 0, 7)])), NOBODY);
         assert_eq!(numbers.metrics.missing.get(), 2);
         assert_eq!(numbers.hear(heard(HERE, &[number(5, 0, 0)])), [1]);

@@ -67,8 +67,8 @@ pub(super) fn shards(connection: &Connection) -> Result<Shards, OpenError> {
     Ok(shards)
 }
 
-/// Takes over what `news` has of shards. Late numbers change nothing.
-pub(super) fn take(shards: &mut Shards, news: &Shards) {
+/// Takes over what `news` has of shards. Late numbers change nothing; [`note`] has the same rule for the table.
+pub(crate) fn take(shards: &mut Shards, news: &Shards) {
     for (key, news) in news {
         let shard = shards.entry(*key).or_insert(*news);
         if news.next < shard.next {
